@@ -17,6 +17,7 @@ import torch
 import tyro
 from captions import write_caption
 from flow_parts import FlowModel, build_tokenizer
+from text_pretraining import pretrain_text_encoder
 from torch import Tensor
 from tqdm import tqdm
 from training_tools import Clock, ComposedClips, Ema, learning_rate, load_checkpoint, save_checkpoint
@@ -120,6 +121,8 @@ def main(config: Config) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         ema.state, ema.steps = {k: v.to(config.device) for k, v in saved["ema"].items()}, saved["step"]
         step, spent = saved["step"], saved["spent"]
+    else:
+        pretrain_text_encoder(model.text_encoder, tokenizer, clips.records, seed=config.seed)
     clock = Clock(config.minutes, spent)
     generator = torch.Generator().manual_seed(config.seed + step)
     batches = Batches(latents, clips, tokenizer, config.seed + step)
