@@ -2,8 +2,8 @@
 
 Encoder and decoder are ConvNeXt stacks over STFT frames; the waveform comes back through the inverse STFT, as in Vocos
 (Siuzdak, arXiv 2306.00814). On a CPU it learns an order of magnitude faster than a time-domain codec of the same size.
-It stands where a diffusers audio pipeline expects its `vae`: `decode(latents).sample`, `downsampling_ratio`,
-`config.sampling_rate`, `config.latent_dim`.
+It stands where a diffusers audio pipeline expects its `vae`: `encode(wav).latents`, `decode(latents).sample`,
+`downsampling_ratio`, `config.sampling_rate`, `config.latent_dim`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ from torch.nn import functional as F  # noqa: N812
 
 MAGNITUDE_FLOOR = 1e-4  # of an STFT bin; what is below is silence to the encoder
 MAX_LOG_MAGNITUDE = 6.0  # of an STFT bin; a full-scale sine of 1024 hann-windowed samples reaches 5.5
+
+
+@dataclass
+class SpectralCodecEncoderOutput(BaseOutput):
+    """`latents`: normalised latents [B, latent_dim, L]."""
+
+    latents: Tensor
 
 
 @dataclass
@@ -144,7 +151,7 @@ class SpectralCodec(ModelMixin, ConfigMixin):
         trim = (n_fft - hop) // 2
         return wav[:, trim : length - trim] / envelope[:, trim : length - trim].clamp_min(1e-3)
 
-    def encode(self, wav: Tensor) -> Tensor:
+    def encode(self, wav: Tensor, return_dict: bool = True) -> SpectralCodecEncoderOutput | tuple[Tensor]:
         """Waveform [B, 1, T] in [-1, 1] -> normalised latents [B, latent_dim, ceil(T / downsampling_ratio)].
 
         Raises:
@@ -152,7 +159,8 @@ class SpectralCodec(ModelMixin, ConfigMixin):
         """
         if wav.ndim != 3 or wav.shape[1] != 1:
             raise ValueError(f"expected a mono waveform [B, 1, T], got {tuple(wav.shape)}")
-        return (self.raw_encode(wav) - self.latent_mean[:, None]) / self.latent_std[:, None]
+        latents = (self.raw_encode(wav) - self.latent_mean[:, None]) / self.latent_std[:, None]
+        return SpectralCodecEncoderOutput(latents=latents) if return_dict else (latents,)
 
     def decode(self, latents: Tensor, return_dict: bool = True) -> SpectralCodecOutput | tuple[Tensor]:
         """Normalised latents [B, latent_dim, L] -> waveform [B, 1, L * downsampling_ratio], not clamped."""

@@ -73,7 +73,7 @@ def shuffled_latents(backbone_name: str, wav: Tensor) -> Tensor:
     decoded = []
     with torch.inference_mode():
         for part in wav.split(8):
-            latents = codec.encode(part[:, None])
+            latents = codec.encode(part[:, None]).latents
             flat = latents.flatten(1)
             order = torch.stack([torch.randperm(flat.shape[1], generator=rng) for _ in flat])
             decoded.append(codec.decode(flat.gather(1, order).view_as(latents)).sample[:, 0, : wav.shape[1]])

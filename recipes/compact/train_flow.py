@@ -53,7 +53,7 @@ def encode_clips(codec: SpectralCodec, clips: ComposedClips, path: Path, device:
         batches = range(0, len(clips), 16)
         latents = [
             codec.encode(torch.stack([clips.wav(i) for i in range(b, min(b + 16, len(clips)))])[:, None].to(device))
-            .half()
+            .latents.half()
             .cpu()
             for b in tqdm(batches, desc=f"encode {path.stem}")
         ]

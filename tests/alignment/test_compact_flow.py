@@ -72,6 +72,23 @@ def test_it_is_an_ordinary_pipeline_directory(backbone):
     assert (own - theirs).abs().max() <= 1e-5
 
 
+def test_diffusers_audio_to_audio_pipeline_takes_its_parts(backbone):
+    """A little noise leaves a clip near what the codec alone makes of it."""
+    from diffusers import StableAudio3AudioToAudioPipeline
+
+    pipeline = StableAudio3AudioToAudioPipeline(**backbone.pipeline.components)
+    pipeline.set_progress_bar_config(disable=True)
+    time = torch.arange(16_384) / 16_000  # 64 latent frames: whole patches
+    tone = 0.3 * torch.sin(2 * torch.pi * 440 * time)[None, None]
+    alone = backbone.pipeline.vae(tone)
+    again = {
+        level: pipeline("piano", 1.024, tone, level, 2, generator=torch.Generator().manual_seed(0)).audios
+        for level in (0.05, 0.9)
+    }
+    assert again[0.05].shape == tone.shape
+    assert (again[0.05] - alone).square().mean() < 0.5 * (again[0.9] - alone).square().mean()
+
+
 def test_it_stays_small_and_says_where_it_comes_from():
     files = [path for path in COMPACT_FLOW.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 25e6
