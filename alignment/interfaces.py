@@ -6,7 +6,7 @@ reading or writing audio files is a callable too, so that this package needs no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -58,6 +58,23 @@ class GenerationSettings:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Conditioning:
+    """Prompts as a denoiser hears them, encoded once for any number of renders.
+
+    `encoded` maps each distinct prompt to the backbone's own named tensors, a batch of one each, on its device.
+    `duration`, in seconds, is part of it: some families are told the length in the text.
+    """
+
+    prompts: tuple[str, ...]
+    duration: float
+    encoded: Mapping[str, Mapping[str, torch.Tensor]]
+
+    def select(self, rows: Sequence[int]) -> Conditioning:
+        """The conditioning of some of the prompts, in the order of `rows`."""
+        return Conditioning(tuple(self.prompts[row] for row in rows), self.duration, self.encoded)
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """A text-to-music model. A candidate is a function of (backbone, prompt, seed, settings) alone."""
@@ -100,6 +117,34 @@ class LatentBackbone(Backbone, Protocol):
 
     def initial_latents(self, seeds: Sequence[int], duration: float | None = None) -> torch.Tensor:
         """The noise [B, D, L] that `generate` starts from for these seeds, float32 on the CPU."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str], duration: float | None = None) -> Conditioning:
+        """What `render` needs of the prompts, so that it is computed once."""
+        ...
+
+    def render(
+        self,
+        initial_latents: torch.Tensor,
+        prompts: Sequence[str] | Conditioning,
+        duration: float | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seeds: Sequence[int] | None = None,
+        checkpoint: bool = True,
+        backprop_last_steps: int | None = None,
+    ) -> torch.Tensor:
+        """Clips [B, C, T] from latents [B, D, L], differentiable to the latents, not clamped.
+
+        seeds: where the family's sampler draws noise between steps, draw it from these seeds, as `generate` does; None
+        takes a deterministic sampler instead, through which the gradient to the latents survives.
+        checkpoint: keep no activations of the denoiser and the decoder for the backward pass, recompute them.
+        backprop_last_steps: take the denoiser's outputs in all earlier steps as constants.
+
+        Raises:
+            InputError: shapes, numbers or settings that do not fit.
+        """
         ...
 
 
