@@ -54,7 +54,9 @@ class CheckpointedDenoiser(nn.Module):
             return self.module(*args, **kwargs)
         shared = [self._share(index, value) for index, value in enumerate(args)]
         named = {name: self._share(name, value) for name, value in kwargs.items()}
-        return checkpointed(self.module, *shared, use_reentrant=False, **named)
+        # random numbers only matter to dropout, and their state is larger than a clip's latents
+        random = self.module.training
+        return checkpointed(self.module, *shared, use_reentrant=False, preserve_rng_state=random, **named)
 
     def _share(self, key: int | str, value: Any) -> Any:
         """The tensor this argument was before, if it is equal: then the new copy is not kept."""

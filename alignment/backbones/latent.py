@@ -230,7 +230,7 @@ class DiffusionBackbone(ABC):
         latents = parts[0] if len(parts) == 1 else torch.cat(parts)[inverse]
         # clip by clip: the decoder's activations are the largest of all, and a clip's sound is the same in any batch
         clips = [
-            checkpointed(self._decode, clip, use_reentrant=False)
+            checkpointed(self._decode, clip, use_reentrant=False, preserve_rng_state=False)
             if checkpoint and torch.is_grad_enabled() and clip.requires_grad
             else self._decode(clip)
             for clip in latents.split(1)
