@@ -136,8 +136,11 @@ def ace_step(*, is_turbo: bool = False) -> Any:
 def longcat() -> Any:
     """Mono, latents of 128 samples, up to 30 s."""
     from diffusers import (
-        FlowMatchEulerDiscreteScheduler, LongCatAudioDiTPipeline, LongCatAudioDiTTransformer, LongCatAudioDiTVae,
-    )  # fmt: skip
+        FlowMatchEulerDiscreteScheduler,
+        LongCatAudioDiTPipeline,
+        LongCatAudioDiTTransformer,
+        LongCatAudioDiTVae,
+    )
     from transformers import UMT5Config, UMT5EncoderModel
 
     denoiser = LongCatAudioDiTTransformer(dit_dim=16, dit_depth=1, dit_heads=2, dit_text_dim=16, latent_dim=4)
@@ -161,9 +164,16 @@ def audioldm2(*, scheduler_class: str = "DDIMScheduler") -> Any:
     import diffusers
     from diffusers import AudioLDM2Pipeline, AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel, AutoencoderKL
     from transformers import (
-        ClapConfig, ClapFeatureExtractor, ClapModel, GPT2Config, GPT2LMHeadModel, RobertaTokenizer, SpeechT5HifiGan,
-        SpeechT5HifiGanConfig, T5Tokenizer,
-    )  # fmt: skip
+        ClapConfig,
+        ClapFeatureExtractor,
+        ClapModel,
+        GPT2Config,
+        GPT2LMHeadModel,
+        RobertaTokenizer,
+        SpeechT5HifiGan,
+        SpeechT5HifiGanConfig,
+        T5Tokenizer,
+    )
 
     letters = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *"abcdefghijklmnopqrstuvwxyz"]
     clap = ClapConfig(

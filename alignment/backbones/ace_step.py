@@ -1,4 +1,4 @@
-"""Backbones whose pipeline is diffusers' AceStepPipeline (ACE-Step 1.5): a rectified flow, text to instrumental music."""
+"""Backbones whose pipeline is diffusers' AceStepPipeline (ACE-Step 1.5): a rectified flow over codec latents."""
 
 from __future__ import annotations
 

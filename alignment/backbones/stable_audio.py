@@ -83,4 +83,4 @@ class StableAudioBackbone(DiffusionBackbone):
         if not isinstance(scheduler, CosineDPMSolverMultistepScheduler):
             return None
         # each SDE step injects fresh noise, in which the initial latents and their gradient are lost
-        return CosineODEScheduler.from_config(scheduler.config)
+        return CosineODEScheduler.from_config(self.pipeline.scheduler.config)
