@@ -7,14 +7,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from diffusers import AceStepPipeline
 from torch import Tensor
 
-from alignment.backbones.latent import DiffusionBackbone, Traits
+from alignment.backbones.family import Traits
+from alignment.backbones.latent import DiffusionBackbone
+from alignment.backbones.training import Noised, flow_matching
 from alignment.errors import InputError
 from alignment.interfaces import GenerationSettings
 
 MAX_DURATION = 600.0  # s; the authors' own limit
+SHIFT = 3.0  # of the times, the pipeline's default
 PEAK = 10 ** (-1 / 20)  # of full scale: the pipeline's output level of -1 dB
 
 _PARTS = ("text", "text_mask", "lyrics", "lyrics_mask")
@@ -37,6 +41,9 @@ class AceStepBackbone(DiffusionBackbone):
 
     pipeline_class = AceStepPipeline
     sampler_class = EncodedAceStepPipeline
+    sample_argument = "hidden_states"
+    time_arguments = ("timestep", "timestep_r")
+    unconditional_first = False
 
     def _traits(self) -> Traits:
         own = inspect.signature(AceStepPipeline.__call__).parameters
@@ -75,6 +82,15 @@ class AceStepBackbone(DiffusionBackbone):
 
     def _to_pipeline(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2)
+
+    def _can_be_guided(self) -> bool:
+        return not self.pipeline.is_turbo
+
+    def _noised(self, clean: Tensor, noise: Tensor, generator: torch.Generator) -> Noised:
+        middling = torch.sigmoid(torch.randn(len(clean), generator=generator))
+        # shifted to the noisy end as the pipeline's default schedule is
+        sigma = SHIFT * middling / (1 + (SHIFT - 1) * middling)
+        return flow_matching(clean, noise, sigma.to(clean.device))
 
     def _encode(self, prompts: Sequence[str], duration: float) -> list[dict[str, Tensor]]:
         device = self.pipeline._execution_device

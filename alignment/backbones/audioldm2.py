@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from diffusers import (
     AudioLDM2Pipeline,
     DDIMScheduler,
@@ -17,7 +18,9 @@ from diffusers import (
 )
 from torch import Tensor
 
-from alignment.backbones.latent import DiffusionBackbone, Traits
+from alignment.backbones.family import Traits
+from alignment.backbones.latent import DiffusionBackbone
+from alignment.backbones.training import Noised, discrete_diffusion
 from alignment.errors import InputError
 from alignment.interfaces import GenerationSettings
 
@@ -97,6 +100,10 @@ class AudioLDM2Backbone(DiffusionBackbone):
         spectrogram = vae.decode(self._to_pipeline(latents) / vae.config.scaling_factor).sample
         wav: Tensor = self.pipeline.vocoder(spectrogram.squeeze(1))
         return wav.unsqueeze(1)
+
+    def _noised(self, clean: Tensor, noise: Tensor, generator: torch.Generator) -> Noised:
+        time = torch.rand(len(clean), generator=generator).to(clean.device)
+        return discrete_diffusion(clean, noise, time, self.pipeline.scheduler)
 
     def _deterministic_scheduler(self) -> Any | None:
         scheduler = self.pipeline.scheduler

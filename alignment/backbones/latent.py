@@ -1,43 +1,31 @@
 """What the diffusion families share: sampling by the pipeline's own code, with or without a gradient.
 
-A family says how its pipeline is asked (what the prompts become, which arguments, how latents become sound); here is
-what makes a candidate a function of its prompt, seed and settings alone, and `render` differentiable at bounded memory:
-the pipeline is rebuilt from the same components around a denoiser whose calls are checkpointed, and its own `__call__`
-runs without the `no_grad` around it. Nothing of the loaded pipeline is changed.
+A family says how its pipeline is asked (family.py); here is what makes a candidate a function of its prompt, seed and
+settings alone, and `render` differentiable at bounded memory: the pipeline is rebuilt from the same components around a
+denoiser whose calls are checkpointed, and its own `__call__` runs without the `no_grad` around it. Nothing of the loaded
+pipeline is changed.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from alignment.backbones.denoiser import CheckpointedDenoiser
+from alignment.backbones.family import DiffusionFamily
+from alignment.backbones.requests import checked_settings, generators_from
+from alignment.backbones.training import NoteTaker, choose, predict, split_guidance
 from alignment.errors import InputError, NonFiniteAudioError
 from alignment.interfaces import Conditioning, GenerationSettings
 
-MAX_SEED = 2**63 - 1
 
-
-@dataclass(frozen=True)
-class Traits:
-    """What a family reads from its pipeline: Hz, channels, longest clip in s (may be infinite), its own settings."""
-
-    sample_rate: int
-    channels: int
-    max_duration: float
-    settings: GenerationSettings
-
-
-class DiffusionBackbone(ABC):
-    """A `LatentBackbone` around a diffusers pipeline, which it freezes.
+class DiffusionBackbone(DiffusionFamily):
+    """A `LatentBackbone` and `TrainableBackbone` around a diffusers pipeline, which it freezes.
 
     Args:
         pipeline: with its components on the device and in the dtype they are to run in.
@@ -49,10 +37,6 @@ class DiffusionBackbone(ABC):
     Raises:
         InputError: `defaults` holds something the model cannot do.
     """
-
-    pipeline_class: ClassVar[Any]
-    sampler_class: ClassVar[Any]  # the class rebuilt for sampling: pipeline_class, or it with prompts encoded before
-    denoiser_name: ClassVar[str] = "transformer"
 
     def __init__(self, pipeline: Any, *, name: str, license: str, defaults: Mapping[str, Any] | None = None) -> None:
         self.pipeline = pipeline
@@ -70,46 +54,6 @@ class DiffusionBackbone(ABC):
         known = {key: value for key, value in (defaults or {}).items() if key in traits.settings.to_dict()}
         self.defaults = self.resolve(**known)
 
-    # what a family says
-
-    @abstractmethod
-    def _traits(self) -> Traits: ...
-
-    @abstractmethod
-    def _noise_shape(self, duration: float) -> tuple[int, ...]:
-        """Shape of one clip's noise as the pipeline lays it out, without the batch."""
-
-    @abstractmethod
-    def _encode(self, prompts: Sequence[str], duration: float) -> list[dict[str, Tensor]]:
-        """Named tensors of each prompt, a batch of one, independent of the other prompts."""
-
-    @abstractmethod
-    def _arguments(
-        self, sampler: Any, prompts: Sequence[str], encoded: Mapping[str, Tensor], settings: GenerationSettings
-    ) -> dict[str, Any]:
-        """Arguments of the pipeline's call for these prompts; `encoded` as from `_encode`, stacked to a batch."""
-
-    @abstractmethod
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Final latents [B, D, L] -> wav [B, C, T], neither cut nor clamped."""
-
-    def _from_pipeline(self, latents: Tensor) -> Tensor:
-        """The pipeline's layout -> [B, D, L]."""
-        return latents
-
-    def _to_pipeline(self, latents: Tensor) -> Tensor:
-        """[B, D, L] -> the pipeline's layout."""
-        return latents
-
-    def _deterministic_scheduler(self) -> Any | None:
-        """Where the pipeline's scheduler draws noise between steps: one of the same parametrisation that does not."""
-        return None
-
-    def _calls_per_step(self, guidance_scale: float) -> int:
-        return 1
-
-    # what follows
-
     def resolve(
         self,
         duration: float | None = None,
@@ -125,14 +69,7 @@ class DiffusionBackbone(ABC):
         duration = self.defaults.duration if duration is None else duration
         steps = self.defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = self.defaults.guidance_scale if guidance_scale is None else guidance_scale
-        if not _is_number(duration) or not 1 <= duration * self.sample_rate <= self.max_duration * self.sample_rate:
-            limit = f" and up to {self.max_duration:g} s" if math.isfinite(self.max_duration) else ""
-            raise InputError(f"duration is {duration} s; {self.name} makes clips longer than 0{limit}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise InputError(f"num_inference_steps is {steps}; expected a whole number of at least 1")
-        if not _is_number(guidance) or guidance < 0:
-            raise InputError(f"guidance_scale is {guidance}; expected a finite number of at least 0 (1: no guidance)")
-        return GenerationSettings(float(duration), steps, float(guidance))
+        return checked_settings(self.name, self.sample_rate, self.max_duration, duration, steps, guidance)
 
     def latent_shape(self, duration: float) -> tuple[int, int]:
         """(D, L) of the latents of a clip of `duration` seconds."""
@@ -145,7 +82,7 @@ class DiffusionBackbone(ABC):
         Raises:
             InputError: a seed that is no whole number from 0 to 2**63 - 1, or an impossible duration.
         """
-        return self._from_pipeline(self._draw(_generators(seeds), self.resolve(duration).duration))
+        return self._from_pipeline(self._draw(generators_from(seeds), self.resolve(duration).duration))
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], duration: float | None = None) -> Conditioning:
@@ -194,49 +131,15 @@ class DiffusionBackbone(ABC):
         Raises:
             InputError: as `resolve`, or latents, prompts and seeds that do not fit each other.
         """
-        if not isinstance(prompts, Conditioning):
-            prompts = self.encode_prompts(prompts, duration)
-        elif duration is not None and duration != prompts.duration:
-            raise InputError(f"duration is {duration} s, but the prompts were encoded for {prompts.duration:g} s")
-        settings = self.resolve(prompts.duration, num_inference_steps, guidance_scale)
-        expected = (len(prompts.prompts), *self.latent_shape(settings.duration))
-        if tuple(initial_latents.shape) != expected:
-            raise InputError(
-                f"initial_latents have shape {list(initial_latents.shape)}; expected {list(expected)} for "
-                f"{len(prompts.prompts)} prompts of {settings.duration:g} s"
-            )
-        if seeds is not None and len(seeds) != len(prompts.prompts):
-            raise InputError(f"expected one seed per prompt, got {len(prompts.prompts)} prompts and {len(seeds)} seeds")
+        conditioning = self._conditioning(prompts, duration)
+        settings = self.resolve(conditioning.duration, num_inference_steps, guidance_scale)
+        if seeds is not None and len(seeds) != len(conditioning.prompts):
+            raise InputError(f"expected one seed per prompt, got {len(seeds)} for {len(conditioning.prompts)} prompts")
         last = backprop_last_steps
         if last is not None and (isinstance(last, bool) or not isinstance(last, int) or last < 1):
             raise InputError(f"backprop_last_steps is {last}; expected a whole number of at least 1, or none for all")
-        generators = None if seeds is None else _generators(seeds)
-        if generators is not None:
-            self._draw(generators, settings.duration)  # the sampler's noise comes after the initial one
-        parts, order = [], []
-        for rows, encoded in _stacked(prompts):
-            sampled = self._sample(
-                initial_latents[rows],
-                [prompts.prompts[row] for row in rows],
-                encoded,
-                settings,
-                None if generators is None else [generators[row] for row in rows],
-                checkpoint,
-                last,
-            )
-            parts.append(sampled)
-            order += rows
-        inverse = sorted(range(len(order)), key=order.__getitem__)
-        latents = parts[0] if len(parts) == 1 else torch.cat(parts)[inverse]
-        # clip by clip: the decoder's activations are the largest of all, and a clip's sound is the same in any batch
-        clips = [
-            checkpointed(self._decode, clip, use_reentrant=False, preserve_rng_state=False)
-            if checkpoint and torch.is_grad_enabled() and clip.requires_grad
-            else self._decode(clip)
-            for clip in latents.split(1)
-        ]
-        wav = torch.cat(clips)[..., : int(settings.duration * self.sample_rate)]
-        return wav.to(torch.promote_types(wav.dtype, torch.float32))
+        latents = self._final_latents(initial_latents, conditioning, settings, seeds, checkpoint, last)
+        return self._sound(latents, settings.duration, checkpoint)
 
     @torch.no_grad()
     def generate(
@@ -263,18 +166,9 @@ class DiffusionBackbone(ABC):
             InputError: as `resolve` and `initial_latents`, or unequal numbers of prompts and seeds.
             NonFiniteAudioError: names the seeds and prompts of the clips that hold NaN or infinity.
         """
-        if len(prompts) != len(seeds) or not prompts:
-            raise InputError(f"expected one seed per prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
         settings = self.resolve(duration, num_inference_steps, guidance_scale)
-        wav = self.render(
-            self.initial_latents(seeds, settings.duration),
-            prompts,
-            settings.duration,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            seeds=seeds,
-        )
-        wav = wav.to("cpu", torch.float32).clamp(-1, 1)
+        latents = self._generated(prompts, seeds, settings)
+        wav = self._sound(latents, settings.duration, checkpoint=False).to("cpu", torch.float32).clamp(-1, 1)
         sound = wav.isfinite().flatten(1).all(dim=1)
         failures = {
             index: f"{self.name} made NaN or infinite samples for seed {seeds[index]}, prompt {prompts[index]!r}"
@@ -284,6 +178,157 @@ class DiffusionBackbone(ABC):
             raise NonFiniteAudioError(failures, wav)
         return wav
 
+    @torch.no_grad()
+    def generate_targets(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        duration: float | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """The final latents [B, D, L] of the clips that `generate` makes, float32 on the CPU: clean, to learn from.
+
+        Raises:
+            InputError: as `generate`.
+        """
+        settings = self.resolve(duration, num_inference_steps, guidance_scale)
+        return self._generated(prompts, seeds, settings).to("cpu", torch.float32)
+
+    @torch.no_grad()
+    def decode_targets(self, targets: Tensor, duration: float | None = None) -> Tensor:
+        """Final latents [B, D, L] -> wav float32 [B, C, floor(duration * sample_rate)] in [-1, 1], on the CPU."""
+        inner = self.trainable_module
+        wav = self._sound(
+            targets.to(self.pipeline._execution_device, inner.dtype), self.resolve(duration).duration, False
+        )
+        return wav.to("cpu", torch.float32).clamp(-1, 1)
+
+    @property
+    def trainable_module(self) -> torch.nn.Module:
+        """The denoiser; assign it wrapped in an adapter and sampling, rendering and training use that."""
+        module: torch.nn.Module = getattr(self.pipeline, self.denoiser_name)
+        return module
+
+    @trainable_module.setter
+    def trainable_module(self, module: torch.nn.Module) -> None:
+        setattr(self.pipeline, self.denoiser_name, module)
+
+    def training_loss(
+        self,
+        targets: Tensor,
+        prompts: Sequence[str] | Conditioning,
+        generator: torch.Generator,
+        duration: float | None = None,
+        *,
+        weights: Tensor | None = None,
+        condition_dropout: float = 0.1,
+    ) -> Tensor:
+        """The family's own loss on clean latents, differentiable to the denoiser's parameters that require it.
+
+        Args:
+            targets: [B, D, L] as from `generate_targets`.
+            prompts: B texts, or what `encode_prompts` made of them.
+            generator: on the CPU; noise, times and dropped prompts come from it alone, in this order.
+            duration: seconds of the clips.
+            weights: [B], of each clip; None is 1.
+            condition_dropout: probability with which a clip is learned without its prompt, as guidance needs; no
+                matter for a checkpoint that knows no guidance.
+
+        Returns:
+            scalar float32: the mean over the batch of weight times mean squared error.
+
+        Raises:
+            InputError: shapes that do not fit, or a dropout that is no probability.
+        """
+        conditioning = self._conditioning(prompts, duration)
+        size = len(conditioning.prompts)
+        self._check_latents(targets, conditioning, "targets")
+        if weights is not None and weights.shape != (size,):
+            raise InputError(f"weights have shape {list(weights.shape)}; expected [{size}], one per clip")
+        if not 0 <= condition_dropout < 1:
+            raise InputError(f"condition_dropout is {condition_dropout}; expected a number from 0 to below 1")
+        denoiser = self.trainable_module
+        device, dtype = self.pipeline._execution_device, denoiser.dtype
+        clean = self._to_pipeline(targets.detach()).to(device, torch.float32)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        noised = self._noised(clean, noise, generator)
+        dropped = torch.rand(size, generator=generator) < (condition_dropout if self._can_be_guided() else 0.0)
+        losses = torch.zeros(size, device=device)
+        for rows, encoded in conditioning.batches():
+            calls = self._notes(
+                targets[rows], [conditioning.prompts[row] for row in rows], encoded, conditioning.duration
+            )
+            call = calls[0]
+            if self._can_be_guided():
+                call = choose(dropped[rows], *split_guidance(calls, self.unconditional_first))
+            time = noised.time[rows] if noised.time.dtype == torch.long else noised.time[rows].to(dtype)
+            replaced = {self.sample_argument: noised.noisy[rows].to(dtype), **dict.fromkeys(self.time_arguments, time)}
+            error = predict(denoiser, call, replaced).float() - noised.target[rows]
+            losses = losses.index_put((torch.tensor(rows, device=device),), error.square().flatten(1).mean(dim=1))
+        return (losses if weights is None else losses * weights.to(losses)).mean()
+
+    @torch.no_grad()
+    def _notes(
+        self, latents: Tensor, prompts: Sequence[str], encoded: Mapping[str, Tensor], duration: float
+    ) -> list[dict[int | str, Any]]:
+        """What the pipeline calls its denoiser with in a step for these prompts, guided where that can be."""
+        notes = NoteTaker(self.trainable_module, self.sample_argument)
+        settings = GenerationSettings(duration, 1, 2.0 if self._can_be_guided() else 1.0)
+        scheduler = self._fresh_scheduler(deterministic=True)
+        self._sample(latents, prompts, encoded, settings, None, scheduler, notes)
+        return notes.calls
+
+    def _conditioning(self, prompts: Sequence[str] | Conditioning, duration: float | None) -> Conditioning:
+        if not isinstance(prompts, Conditioning):
+            return self.encode_prompts(prompts, duration)
+        if duration is not None and duration != prompts.duration:
+            raise InputError(f"duration is {duration} s, but the prompts were encoded for {prompts.duration:g} s")
+        return prompts
+
+    def _check_latents(self, latents: Tensor, conditioning: Conditioning, name: str) -> None:
+        expected = (len(conditioning.prompts), *self.latent_shape(conditioning.duration))
+        if tuple(latents.shape) != expected:
+            raise InputError(
+                f"{name} have shape {list(latents.shape)}; expected {list(expected)} for "
+                f"{len(conditioning.prompts)} prompts of {conditioning.duration:g} s"
+            )
+
+    def _generated(self, prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings) -> Tensor:
+        """Final latents [B, D, L] on the device."""
+        if len(prompts) != len(seeds) or not prompts:
+            raise InputError(f"expected one seed per prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
+        latents = self.initial_latents(seeds, settings.duration)
+        conditioning = self.encode_prompts(prompts, settings.duration)
+        return self._final_latents(latents, conditioning, settings, seeds, False, None)
+
+    def _final_latents(
+        self,
+        initial_latents: Tensor,
+        conditioning: Conditioning,
+        settings: GenerationSettings,
+        seeds: Sequence[int] | None,
+        checkpoint: bool,
+        backprop_last_steps: int | None,
+    ) -> Tensor:
+        """[B, D, L] -> [B, D, L] on the device, by the pipeline's own sampling code."""
+        self._check_latents(initial_latents, conditioning, "initial_latents")
+        generators = None if seeds is None else generators_from(seeds)
+        if generators is not None:
+            self._draw(generators, settings.duration)  # the sampler's noise comes after the initial one
+        parts, order = [], []
+        for rows, encoded in conditioning.batches():
+            scheduler = self._fresh_scheduler(deterministic=generators is None)
+            calls = self._calls_per_step(settings.guidance_scale)
+            denoiser = CheckpointedDenoiser(self.trainable_module, scheduler, checkpoint, calls, backprop_last_steps)
+            own = None if generators is None else [generators[row] for row in rows]
+            names = [conditioning.prompts[row] for row in rows]
+            parts.append(self._sample(initial_latents[rows], names, encoded, settings, own, scheduler, denoiser))
+            order += rows
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[inverse]
+
     def _sample(
         self,
         initial_latents: Tensor,
@@ -291,62 +336,44 @@ class DiffusionBackbone(ABC):
         encoded: Mapping[str, Tensor],
         settings: GenerationSettings,
         generators: list[torch.Generator] | None,
-        checkpoint: bool,
-        backprop_last_steps: int | None,
+        scheduler: Any,
+        denoiser: torch.nn.Module,
     ) -> Tensor:
-        """Final latents [B, D, L] of prompts that can share a batch."""
-        own = self.pipeline.scheduler
-        scheduler = self._deterministic_scheduler() if generators is None else None
-        if scheduler is None:
-            scheduler = type(own).from_config(own.config)  # fresh: a scheduler keeps state between calls
-        inner = getattr(self.pipeline, self.denoiser_name)
-        calls = self._calls_per_step(settings.guidance_scale)
-        denoiser = CheckpointedDenoiser(inner, scheduler, checkpoint, calls, backprop_last_steps)
+        """Final latents of prompts that can share a batch, from the pipeline rebuilt with this denoiser."""
         parts = {**self.pipeline.components, self.denoiser_name: denoiser, "scheduler": scheduler}
         sampler = self.sampler_class(**parts)
         sampler.set_progress_bar_config(disable=True)
-        arguments = self._arguments(sampler, prompts, encoded, settings)
         # the function under the pipeline's @torch.no_grad()
         call = inspect.unwrap(type(sampler).__call__)
         latents = call(
             sampler,
-            latents=self._to_pipeline(initial_latents).to(sampler._execution_device, inner.dtype),
+            latents=self._to_pipeline(initial_latents).to(sampler._execution_device, self.trainable_module.dtype),
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             generator=generators,
             output_type="latent",
-            **arguments,
+            **self._arguments(sampler, prompts, encoded, settings),
         ).audios
         return self._from_pipeline(latents)
+
+    def _fresh_scheduler(self, deterministic: bool) -> Any:
+        """A scheduler of its own for every run: it keeps state between steps."""
+        own = self.pipeline.scheduler
+        replacement = self._deterministic_scheduler() if deterministic else None
+        return type(own).from_config(own.config) if replacement is None else replacement
+
+    def _sound(self, latents: Tensor, duration: float, checkpoint: bool) -> Tensor:
+        """Final latents [B, D, L] -> wav [B, C, T], not clamped."""
+        # clip by clip: the decoder's activations are the largest of all, and a clip's sound is the same in any batch
+        clips = [
+            checkpointed(self._decode, clip, use_reentrant=False, preserve_rng_state=False)
+            if checkpoint and torch.is_grad_enabled() and clip.requires_grad
+            else self._decode(clip)
+            for clip in latents.split(1)
+        ]
+        wav = torch.cat(clips)[..., : int(duration * self.sample_rate)]
+        return wav.to(torch.promote_types(wav.dtype, torch.float32))
 
     def _draw(self, generators: Sequence[torch.Generator], duration: float) -> Tensor:
         shape = self._noise_shape(duration)
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-
-
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
-            raise InputError(f"seed is {seed!r}; expected a whole number from 0 to 2**63 - 1")
-    # on the CPU whatever the device: the same seed is the same noise everywhere
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-
-
-def _stacked(conditioning: Conditioning) -> list[tuple[list[int], dict[str, Tensor]]]:
-    """(rows, their tensors as one batch) for each set of rows whose prompts have equally many tokens.
-
-    Padding a short prompt to its longest neighbour would let the neighbour be heard: several families do not mask it.
-    """
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for row, prompt in enumerate(conditioning.prompts):
-        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in conditioning.encoded[prompt].items())
-        groups.setdefault(shapes, []).append(row)
-    stacked = []
-    for rows in groups.values():
-        tensors = [conditioning.encoded[conditioning.prompts[row]] for row in rows]
-        stacked.append((rows, {name: torch.cat([each[name] for each in tensors]) for name in tensors[0]}))
-    return stacked
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,11 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from diffusers import LongCatAudioDiTPipeline
 from diffusers.pipelines.longcat_audio_dit.pipeline_longcat_audio_dit import _normalize_text
 from torch import Tensor
 
-from alignment.backbones.latent import DiffusionBackbone, Traits
+from alignment.backbones.family import Traits
+from alignment.backbones.latent import DiffusionBackbone
+from alignment.backbones.training import Noised, flow_matching, reversed_flow_matching
 from alignment.interfaces import GenerationSettings
 
 
@@ -29,6 +32,8 @@ class LongCatAudioDiTBackbone(DiffusionBackbone):
 
     pipeline_class = LongCatAudioDiTPipeline
     sampler_class = EncodedLongCatPipeline
+    sample_argument = "hidden_states"
+    time_arguments = ("timestep",)
 
     def _traits(self) -> Traits:
         own = inspect.signature(LongCatAudioDiTPipeline.__call__).parameters
@@ -54,6 +59,11 @@ class LongCatAudioDiTBackbone(DiffusionBackbone):
 
     def _calls_per_step(self, guidance_scale: float) -> int:
         return 2 if guidance_scale > 1 else 1
+
+    def _noised(self, clean: Tensor, noise: Tensor, generator: torch.Generator) -> Noised:
+        sigma = torch.sigmoid(torch.randn(len(clean), generator=generator)).to(clean.device)
+        inverted = self.pipeline.scheduler.config.invert_sigmas
+        return (reversed_flow_matching if inverted else flow_matching)(clean, noise, sigma)
 
     def _encode(self, prompts: Sequence[str], duration: float) -> list[dict[str, Tensor]]:
         device = self.pipeline._execution_device

@@ -14,7 +14,9 @@ import torch
 from diffusers import CosineDPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler, StableAudioPipeline
 from torch import Tensor
 
-from alignment.backbones.latent import DiffusionBackbone, Traits
+from alignment.backbones.family import Traits
+from alignment.backbones.latent import DiffusionBackbone
+from alignment.backbones.training import Noised, cosine_v_prediction
 from alignment.interfaces import GenerationSettings
 
 
@@ -77,6 +79,9 @@ class StableAudioBackbone(DiffusionBackbone):
     def _decode(self, latents: Tensor) -> Tensor:
         wav: Tensor = self.pipeline.vae.decode(latents).sample
         return wav
+
+    def _noised(self, clean: Tensor, noise: Tensor, generator: torch.Generator) -> Noised:
+        return cosine_v_prediction(clean, noise, torch.rand(len(clean), generator=generator).to(clean.device))
 
     def _deterministic_scheduler(self) -> Any | None:
         scheduler = self.pipeline.scheduler

@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableAudio3Pipeline
 from torch import Tensor
 
-from alignment.backbones.latent import DiffusionBackbone, Traits
+from alignment.backbones.family import Traits
+from alignment.backbones.latent import DiffusionBackbone
+from alignment.backbones.training import Noised, flow_matching
 from alignment.interfaces import GenerationSettings
 
 
@@ -17,6 +20,7 @@ class StableAudio3Backbone(DiffusionBackbone):
     """Family defaults: 10 s, guidance 1, and 8 steps for a distilled checkpoint (stochastic) or 100 for a base one."""
 
     pipeline_class = sampler_class = StableAudio3Pipeline
+    lora_target_modules = ("to_q", "to_kv", "to_qkv", "to_out")
 
     def _traits(self) -> Traits:
         vae = self.pipeline.vae
@@ -63,6 +67,11 @@ class StableAudio3Backbone(DiffusionBackbone):
     def _decode(self, latents: Tensor) -> Tensor:
         wav: Tensor = self.pipeline.vae.decode(latents).sample
         return wav
+
+    def _noised(self, clean: Tensor, noise: Tensor, generator: torch.Generator) -> Noised:
+        # logit-normal, centred where the sampler takes its steps: log-SNR from -6.2 to 2 (Esser et al., 2403.03206)
+        sigma = torch.sigmoid(torch.randn(len(clean), generator=generator) * 2.0 + 1.8)
+        return flow_matching(clean, noise, sigma.to(clean.device))
 
     def _deterministic_scheduler(self) -> Any | None:
         config = self.pipeline.scheduler.config
