@@ -206,6 +206,7 @@ def audioldm2(*, scheduler_class: str = "DDIMScheduler") -> Any:
     )  # fmt: skip
     vocoder = SpeechT5HifiGan(config)
     wake(vocoder, gain=0.7)
+    clipping = {"clip_sample": False} if scheduler_class == "DDIMScheduler" else {}
     return AudioLDM2Pipeline(
         vae=AutoencoderKL(
             block_out_channels=(8, 16), in_channels=1, out_channels=1, norm_num_groups=8, latent_channels=4,
@@ -217,7 +218,7 @@ def audioldm2(*, scheduler_class: str = "DDIMScheduler") -> Any:
         tokenizer_2=T5Tokenizer(pieces, extra_ids=0, model_max_length=12),
         feature_extractor=ClapFeatureExtractor(feature_size=8), unet=denoiser, vocoder=vocoder,
         scheduler=getattr(diffusers, scheduler_class)(
-            beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+            beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear", steps_offset=1, **clipping
         ),
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from alignment.backbones.family import Traits
+from alignment.backbones.family import Traits, converted_scheduler
 from alignment.backbones.latent import DiffusionBackbone
 from alignment.backbones.training import Noised, discrete_diffusion
 from alignment.errors import InputError
@@ -110,4 +110,5 @@ class AudioLDM2Backbone(DiffusionBackbone):
         stochastic = str(scheduler.config.get("algorithm_type", "")).startswith("sde")
         if not stochastic and not isinstance(scheduler, _STOCHASTIC):
             return None
-        return DDIMScheduler.from_config(scheduler.config)
+        # a sampler that does not say whether it clips does not: clipping would stop the gradient
+        return converted_scheduler(DDIMScheduler, scheduler.config, clip_sample=False, set_alpha_to_one=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,15 @@ class Traits:
     channels: int
     max_duration: float
     settings: GenerationSettings
+
+
+def converted_scheduler(scheduler_class: Any, config: Mapping[str, Any], **missing: Any) -> Any:
+    """A scheduler of another class with the values of `config`, and `missing` for what that does not say.
+
+    `from_config` would replace every value that was a default of the old class by the new class's own default.
+    """
+    known = inspect.signature(scheduler_class.__init__).parameters
+    return scheduler_class(**{**missing, **{name: config[name] for name in known if name in config}})
 
 
 class DiffusionFamily(ABC):

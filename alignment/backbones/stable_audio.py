@@ -14,7 +14,7 @@ import torch
 from diffusers import CosineDPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler, StableAudioPipeline
 from torch import Tensor
 
-from alignment.backbones.family import Traits
+from alignment.backbones.family import Traits, converted_scheduler
 from alignment.backbones.latent import DiffusionBackbone
 from alignment.backbones.training import Noised, cosine_v_prediction
 from alignment.interfaces import GenerationSettings
@@ -88,4 +88,4 @@ class StableAudioBackbone(DiffusionBackbone):
         if not isinstance(scheduler, CosineDPMSolverMultistepScheduler):
             return None
         # each SDE step injects fresh noise, in which the initial latents and their gradient are lost
-        return CosineODEScheduler.from_config(self.pipeline.scheduler.config)
+        return converted_scheduler(CosineODEScheduler, self.pipeline.scheduler.config)

@@ -78,17 +78,14 @@ class NoteTaker(nn.Module):
         return SimpleNamespace(sample=zeros) if kwargs.get("return_dict", True) else (zeros,)
 
 
-def split_guidance(calls: Sequence[Call], unconditional_first: bool) -> tuple[Call, Call]:
-    """(with the prompt, without it), from the calls of one guided step: two, or one of twice the batch."""
+def split_guidance(calls: Sequence[Call], size: int, unconditional_first: bool) -> tuple[Call, Call]:
+    """(with the prompt, without it), from the calls of one guided step: two, or one of twice the batch of `size`."""
     if len(calls) == 2:
         return calls[0], calls[1]
-    halves: list[Call] = []
-    for part in range(2):
-        rows = {
-            key: each.chunk(2)[part] if isinstance(each, Tensor) and each.ndim else each
-            for key, each in calls[0].items()
-        }
-        halves.append(rows)
+    halves: list[Call] = [dict(calls[0]), dict(calls[0])]
+    for key, value in calls[0].items():
+        if isinstance(value, Tensor) and value.ndim and len(value) == 2 * size:
+            halves[0][key], halves[1][key] = value.chunk(2)
     return (halves[1], halves[0]) if unconditional_first else (halves[0], halves[1])
 
 

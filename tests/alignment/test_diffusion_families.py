@@ -167,3 +167,22 @@ def test_ode_scheduler_solves_stable_audios_flow() -> None:
         sample = scheduler.step(v, timestep, sample).prev_sample
     expected = start * deviation / (deviation**2 + 500**2) ** 0.5
     assert (sample / expected - 1).abs().max() < 0.01
+
+
+def test_the_deterministic_samplers_keep_the_models_own_values(make_pipeline: Make, wrap: Make) -> None:
+    """Also those that are defaults of the stock scheduler's class: the other class has defaults of its own."""
+    stable_audio = wrap(make_pipeline("stable-audio"))
+    config, stock = stable_audio._deterministic_scheduler().config, stable_audio.pipeline.scheduler.config
+    names = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "prediction_type", "final_sigmas_type")
+    assert {name: config[name] for name in names} == {name: stock[name] for name in names}
+    assert wrap(make_pipeline("audioldm2"))._deterministic_scheduler() is None
+    ancestral = wrap(make_pipeline("audioldm2", scheduler_class="EulerAncestralDiscreteScheduler"))
+    config, stock = ancestral._deterministic_scheduler().config, ancestral.pipeline.scheduler.config
+    names = ("beta_start", "beta_end", "beta_schedule", "prediction_type", "timestep_spacing", "steps_offset")
+    assert {name: config[name] for name in names} == {name: stock[name] for name in names}
+    assert not config.clip_sample
+    latents = ancestral.initial_latents([0])
+    with torch.no_grad():
+        clip = ancestral.render(latents, ["calm piano"])
+        assert torch.equal(ancestral.render(latents, ["calm piano"]), clip)
+        assert not torch.equal(ancestral.render(latents, ["calm piano"], seeds=[0]), clip)
