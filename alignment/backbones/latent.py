@@ -121,9 +121,8 @@ class DiffusionBackbone(DiffusionSampler):
     @torch.no_grad()
     def decode_targets(self, targets: Tensor, duration: float | None = None) -> Tensor:
         """Final latents [B, D, L] -> wav float32 [B, C, floor(duration * sample_rate)] in [-1, 1], on the CPU."""
-        inner = self.trainable_module
         wav = self._sound(
-            targets.to(self.pipeline._execution_device, inner.dtype), self.resolve(duration).duration, False
+            targets.to(self.pipeline._execution_device, self._dtype), self.resolve(duration).duration, False
         )
         return wav.to("cpu", torch.float32).clamp(-1, 1)
 
@@ -162,7 +161,7 @@ class DiffusionBackbone(DiffusionSampler):
         if not 0 <= condition_dropout < 1:
             raise InputError(f"condition_dropout is {condition_dropout}; expected a number from 0 to below 1")
         denoiser = self.trainable_module
-        device, dtype = self.pipeline._execution_device, denoiser.dtype
+        device, dtype = self.pipeline._execution_device, self._dtype
         clean = self._to_pipeline(targets.detach()).to(device, torch.float32)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         noised = self._noised(clean, noise, generator)

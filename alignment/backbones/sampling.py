@@ -104,7 +104,13 @@ class DiffusionSampler(DiffusionFamily):
 
     @trainable_module.setter
     def trainable_module(self, module: torch.nn.Module) -> None:
-        setattr(self.pipeline, self.denoiser_name, module)
+        self.pipeline.register_modules(**{self.denoiser_name: module})
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        denoiser: Any = self.trainable_module
+        dtype: torch.dtype = denoiser.dtype
+        return dtype
 
     def _conditioning(self, prompts: Sequence[str] | Conditioning, duration: float | None) -> Conditioning:
         if not isinstance(prompts, Conditioning):
@@ -165,7 +171,7 @@ class DiffusionSampler(DiffusionFamily):
         call = inspect.unwrap(type(sampler).__call__)
         latents = call(
             sampler,
-            latents=self._to_pipeline(initial_latents).to(sampler._execution_device, self.trainable_module.dtype),
+            latents=self._to_pipeline(initial_latents).to(sampler._execution_device, self._dtype),
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             generator=generators,

@@ -72,7 +72,9 @@ class NoteTaker(nn.Module):
             return getattr(super().__getattr__("module"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        call: Call = {**dict(enumerate(args)), **kwargs}
+        call: Call = dict(enumerate(args))
+        for name, value in kwargs.items():
+            call[name] = value
         self.calls.append(call)
         zeros = torch.zeros_like(call[self._sample])
         return SimpleNamespace(sample=zeros) if kwargs.get("return_dict", True) else (zeros,)
