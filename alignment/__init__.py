@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from alignment.best_of_n import BestOfNConfig, BestOfNResult, rank_existing
     from alignment.codec import SpectralCodec
     from alignment.errors import InputError
-    from alignment.interfaces import Backbone, LatentBackbone, Prompt, Reward
+    from alignment.interfaces import Backbone, Conditioning, LatentBackbone, Prompt, Reward
     from alignment.prompts import load_prompts
     from alignment.runs import RunDirectory
     from alignment.statistics import expected_best_of_n
@@ -27,6 +27,7 @@ __all__ = [
     "Backbone",
     "BestOfNConfig",
     "BestOfNResult",
+    "Conditioning",
     "InputError",
     "LatentBackbone",
     "ModelMixin",
@@ -48,6 +49,7 @@ _MODULES = {
     "Backbone": "alignment.interfaces",
     "BestOfNConfig": "alignment.best_of_n",
     "BestOfNResult": "alignment.best_of_n",
+    "Conditioning": "alignment.interfaces",
     "InputError": "alignment.errors",
     "LatentBackbone": "alignment.interfaces",
     # diffusers looks for the base class beside SpectralCodec when a model_index.json names this package

@@ -6,7 +6,7 @@ reading or writing audio files is a callable too, so that this package needs no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -58,6 +58,40 @@ class GenerationSettings:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Conditioning:
+    """Prompts as a denoiser hears them, encoded once for any number of renders.
+
+    `encoded` maps each distinct prompt to the backbone's own named tensors, a batch of one each, on its device.
+    `duration`, in seconds, is part of it: some families are told the length in the text.
+    """
+
+    prompts: tuple[str, ...]
+    duration: float
+    encoded: Mapping[str, Mapping[str, torch.Tensor]]
+
+    def select(self, rows: Sequence[int]) -> Conditioning:
+        """The conditioning of some of the prompts, in the order of `rows`."""
+        return Conditioning(tuple(self.prompts[row] for row in rows), self.duration, self.encoded)
+
+    def batches(self) -> list[tuple[list[int], dict[str, torch.Tensor]]]:
+        """(rows, their tensors as one batch) for each set of rows whose prompts have equally many tokens.
+
+        Padding a short prompt to its longest neighbour would let the neighbour be heard: some families do not mask it.
+        """
+        import torch
+
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for row, prompt in enumerate(self.prompts):
+            shapes = tuple((name, tuple(tensor.shape)) for name, tensor in self.encoded[prompt].items())
+            groups.setdefault(shapes, []).append(row)
+        batches = []
+        for rows in groups.values():
+            tensors = [self.encoded[self.prompts[row]] for row in rows]
+            batches.append((rows, {name: torch.cat([each[name] for each in tensors]) for name in tensors[0]}))
+        return batches
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """A text-to-music model. A candidate is a function of (backbone, prompt, seed, settings) alone."""
@@ -100,6 +134,82 @@ class LatentBackbone(Backbone, Protocol):
 
     def initial_latents(self, seeds: Sequence[int], duration: float | None = None) -> torch.Tensor:
         """The noise [B, D, L] that `generate` starts from for these seeds, float32 on the CPU."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str], duration: float | None = None) -> Conditioning:
+        """What `render` needs of the prompts, so that it is computed once."""
+        ...
+
+    def render(
+        self,
+        initial_latents: torch.Tensor,
+        prompts: Sequence[str] | Conditioning,
+        duration: float | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seeds: Sequence[int] | None = None,
+        checkpoint: bool = True,
+        backprop_last_steps: int | None = None,
+    ) -> torch.Tensor:
+        """Clips [B, C, T] from latents [B, D, L], differentiable to the latents, not clamped.
+
+        seeds: where the family's sampler draws noise between steps, draw it from these seeds, as `generate` does; None
+        takes a deterministic sampler instead, through which the gradient to the latents survives.
+        checkpoint: keep no activations of the denoiser and the decoder for the backward pass, recompute them.
+        backprop_last_steps: take the denoiser's outputs in all earlier steps as constants.
+
+        Raises:
+            InputError: shapes, numbers or settings that do not fit.
+        """
+        ...
+
+
+@runtime_checkable
+class TrainableBackbone(Backbone, Protocol):
+    """A backbone that can learn its own clips, with adapters on one of its modules."""
+
+    lora_target_modules: Sequence[str]  # names, or ends of names, of modules in `trainable_module`
+
+    @property
+    def trainable_module(self) -> torch.nn.Module:
+        """What adapters are put on; assign the wrapped module to use it."""
+        ...
+
+    @trainable_module.setter
+    def trainable_module(self, module: torch.nn.Module) -> None: ...
+
+    def generate_targets(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        duration: float | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> torch.Tensor:
+        """What `training_loss` learns of the clips that `generate` makes for these seeds, on the CPU."""
+        ...
+
+    def decode_targets(self, targets: torch.Tensor, duration: float | None = None) -> torch.Tensor:
+        """Their sound, wav [B, C, T] on the CPU in [-1, 1]: `generate`'s."""
+        ...
+
+    def training_loss(
+        self,
+        targets: torch.Tensor,
+        prompts: Sequence[str] | Conditioning,
+        generator: torch.Generator,
+        duration: float | None = None,
+        *,
+        weights: torch.Tensor | None = None,
+        condition_dropout: float = 0.1,
+    ) -> torch.Tensor:
+        """The family's own loss, a scalar: the mean over the batch of each clip's loss times its weight.
+
+        generator: on the CPU; everything random in the loss comes from it.
+        condition_dropout: probability with which a clip is learned without its prompt, as guidance needs.
+        """
         ...
 
 

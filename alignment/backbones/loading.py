@@ -46,7 +46,11 @@ SHIPPED = {
 
 # pipeline class named in model_index.json -> the backbone that runs it
 FAMILIES = {
+    "AceStepPipeline": "alignment.backbones.ace_step:AceStepBackbone",
+    "AudioLDM2Pipeline": "alignment.backbones.audioldm2:AudioLDM2Backbone",
+    "LongCatAudioDiTPipeline": "alignment.backbones.longcat_audio_dit:LongCatAudioDiTBackbone",
     "StableAudio3Pipeline": "alignment.backbones.stable_audio_3:StableAudio3Backbone",
+    "StableAudioPipeline": "alignment.backbones.stable_audio:StableAudioBackbone",
 }
 
 # where the components of a pipeline may come from; any other name would mean running a stranger's code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from alignment.backbones.loading import FAMILIES
 from alignment.errors import InputError, NonFiniteAudioError
 from alignment.interfaces import GenerationSettings
 
@@ -96,3 +98,33 @@ def audio_io() -> dict[str, Callable[..., Any]]:
 @pytest.fixture(scope="session")
 def reward() -> Callable[..., Tensor]:
     return toy_reward
+
+
+def wrap_pipeline(pipeline: Any, **defaults: Any) -> Any:
+    """The backbone of a pipeline's family, with settings that run in a moment."""
+    module, name = FAMILIES[type(pipeline).__name__].split(":")
+    family = getattr(importlib.import_module(module), name)
+    settings = {"duration": 0.512, "num_inference_steps": 3, "guidance_scale": 2.0, **defaults}
+    return family(pipeline, name="tiny", license="Apache-2.0", defaults=settings)
+
+
+@pytest.fixture(scope="session")
+def wrap() -> Callable[..., Any]:
+    return wrap_pipeline
+
+
+LATENT_FAMILIES = {
+    "stable-audio-3": ("stable-audio-3", {}),
+    "ping-pong": ("stable-audio-3", {"stochastic_sampling": True}),
+    "stable-audio": ("stable-audio", {}),
+    "ace-step": ("ace-step", {}),
+    "longcat": ("longcat", {}),
+    "audioldm2": ("audioldm2", {}),
+}
+
+
+@pytest.fixture(scope="session", params=LATENT_FAMILIES.values(), ids=LATENT_FAMILIES.keys())
+def latent_backbone(request: pytest.FixtureRequest, make_pipeline: Callable[..., Any]) -> Any:
+    """A tiny backbone of each family whose clips start from latents."""
+    family, settings = request.param
+    return wrap_pipeline(make_pipeline(family, **settings))
