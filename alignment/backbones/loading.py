@@ -1,7 +1,8 @@
 """Finding and loading a backbone by name, directory or hub id.
 
-The class comes from the model's own model_index.json through one table of families, each imported only when it is
-needed. Nothing here imports torch or diffusers before a model is really loaded, so a front end can check a name first.
+The class comes from the model's own files, a model_index.json (diffusers) or a config.json (transformers), through a
+table of families for each, imported only when one is needed. Nothing here imports torch or diffusers before a model is
+really loaded, so a front end can check a name first.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 GENERATION_CONFIG = "generation_config.json"
 _INDEX = "model_index.json"
+_CONFIG = "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -49,6 +52,12 @@ FAMILIES = {
     "StableAudio3Pipeline": "alignment.backbones.stable_audio_3:StableAudio3Backbone",
 }
 
+# model_type named in config.json -> the backbone that runs it
+MODEL_TYPES = {
+    "musicgen": "alignment.backbones.musicgen:MusicgenBackbone",
+    "musicgen_melody": "alignment.backbones.musicgen:MusicgenBackbone",
+}
+
 # where the components of a pipeline may come from; any other name would mean running a stranger's code
 _COMPONENT_LIBRARIES = ("diffusers", "transformers", "alignment")
 
@@ -62,7 +71,7 @@ def check_backbone(name_or_path: str | Path) -> None:
     """Say early, without loading anything, that a name cannot be a backbone.
 
     Raises:
-        InputError: neither a shipped name, nor a directory with a known pipeline, nor of the form of a hub id.
+        InputError: neither a shipped name, nor a directory with a known pipeline or model, nor of the form of a hub id.
     """
     directory, _ = _locate(name_or_path)
     if directory is not None:
@@ -87,7 +96,8 @@ def load_backbone(
     """Load a text-to-music model.
 
     Args:
-        name_or_path: a shipped name, a directory in diffusers' layout, or a hub id (downloaded to the hub's cache).
+        name_or_path: a shipped name, a directory in diffusers' or transformers' layout, or a hub id (downloaded to the
+            hub's cache).
         device: None or "auto" takes a GPU where there is one.
         dtype: of the weights and the computation; None is float32.
 
@@ -95,7 +105,7 @@ def load_backbone(
         The backbone. Its `defaults` are those of the directory's generation_config.json where it has one.
 
     Raises:
-        InputError: unknown name, unknown pipeline class, a damaged or incomplete directory, no such device.
+        InputError: unknown name, unknown kind of model, a damaged or incomplete directory, no such device.
     """
     directory, shipped = _locate(name_or_path)
     if directory is None:
@@ -103,24 +113,34 @@ def load_backbone(
     module_name, class_name = _family(directory).split(":")
     torch_device, torch_dtype = _device(device), _dtype(dtype)
     backbone_class = getattr(importlib.import_module(module_name), class_name)
-    importlib.import_module("alignment.codec")  # diffusers takes our codec from the modules already imported
     with _quiet_libraries():
         try:
-            pipeline = backbone_class.pipeline_class.from_pretrained(
-                directory, dtype=torch_dtype, local_files_only=True, use_safetensors=True
-            )
-            pipeline.to(torch_device)
+            parts = _load_parts(backbone_class, directory, torch_dtype)
+            parts[0].to(torch_device)
         except _load_errors() as error:
             raise InputError(f"{directory} cannot be loaded as a {backbone_class.__name__}: {_line(error)}") from error
-    for name, component in pipeline.components.items():
+    for name, component in getattr(parts[0], "components", {}).items():
         _check_complete(component, directory / name)
     backbone: Backbone = backbone_class(
-        pipeline,
+        *parts,
         name=str(name_or_path),
         license=shipped.license if shipped else _card_license(directory),
         defaults=_generation_config(directory),
     )
     return backbone
+
+
+def _load_parts(backbone_class: Any, directory: Path, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What a backbone is built around: a pipeline, or the parts that its class knows how to load."""
+    if hasattr(backbone_class, "load_parts"):
+        parts: tuple[Any, ...] = backbone_class.load_parts(directory, dtype)
+        return parts
+    importlib.import_module("alignment.codec")  # diffusers takes our codec from the modules already imported
+    return (
+        backbone_class.pipeline_class.from_pretrained(
+            directory, dtype=dtype, local_files_only=True, use_safetensors=True
+        ),
+    )
 
 
 def _locate(name_or_path: str | Path) -> tuple[Path | None, ShippedBackbone | None]:
@@ -134,15 +154,25 @@ def _locate(name_or_path: str | Path) -> tuple[Path | None, ShippedBackbone | No
     if _HUB_ID.fullmatch(name) and not path.exists():
         return None, None
     raise InputError(
-        f"unknown backbone {name!r}; expected one of {', '.join(available_backbones())}, a directory with a {_INDEX}, "
-        "or a hub id (owner/name)"
+        f"unknown backbone {name!r}; expected one of {', '.join(available_backbones())}, a directory with a {_INDEX} "
+        f"or {_CONFIG}, or a hub id (owner/name)"
     )
 
 
 def _family(directory: Path) -> str:
     index = _read_json(directory / _INDEX)
     if index is None:
-        raise InputError(f"{directory} has no {_INDEX}; a backbone is a directory in diffusers' layout")
+        config = _read_json(directory / _CONFIG)
+        if config is None:
+            raise InputError(
+                f"{directory} has no {_INDEX} and no {_CONFIG}; a backbone is a directory in diffusers' or "
+                "transformers' layout"
+            )
+        if config.get("model_type") not in MODEL_TYPES:
+            raise InputError(
+                f"{directory} holds a {config.get('model_type')!r}; known model types are {', '.join(MODEL_TYPES)}"
+            )
+        return MODEL_TYPES[config["model_type"]]
     class_name = index.get("_class_name")
     if class_name not in FAMILIES:
         raise InputError(f"{directory} holds a {class_name!r}; known pipeline classes are {', '.join(FAMILIES)}")
@@ -161,23 +191,18 @@ def _known_library(library: str) -> bool:
 
 
 def _download(hub_id: str) -> Path:
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
+    from alignment.backbones.hub import download
+
+    extras = ("README.md", GENERATION_CONFIG)
     try:
-        directory = Path(DiffusionPipeline.download(hub_id, use_safetensors=True))
-        for extra in ("README.md", GENERATION_CONFIG):
-            try:
-                hf_hub_download(hub_id, extra)
-            except (EntryNotFoundError, LocalEntryNotFoundError):
-                logger.debug("%s has no %s", hub_id, extra)
+        return download(hub_id, index=_INDEX, config=_CONFIG, extras=extras, check=_family)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(
             f"{hub_id!r} is no shipped backbone ({', '.join(available_backbones())}), no directory, and cannot be "
             f"fetched from the hub: {_line(error)}"
         ) from error
-    return directory
 
 
 def _generation_config(directory: Path) -> dict[str, Any]:
@@ -270,12 +295,9 @@ def _load_errors() -> tuple[type[Exception], ...]:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Keep diffusers and transformers from writing bars and warnings about our codec's class while they load."""
-    import diffusers
-    import transformers
-
-    both = (diffusers.utils.logging, transformers.utils.logging)
-    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in both]
-    for library in both:
+    used = [sys.modules[name].utils.logging for name in ("diffusers", "transformers") if name in sys.modules]
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in used]
+    for library in used:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
