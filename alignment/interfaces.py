@@ -84,7 +84,9 @@ class Backbone(Protocol):
     license: str
     sample_rate: int
     channels: int
-    defaults: GenerationSettings
+
+    @property
+    def defaults(self) -> GenerationSettings: ...
 
     def resolve(
         self,

@@ -12,6 +12,16 @@ import pytest
 WORDS = ("piano", "drums", "calm", "fast", "a", "b", "c", "d", "e", "f", "g", "h")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "audiocraft: builds an environment of its own; runs only with -m audiocraft")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "audiocraft" not in config.getoption("markexpr"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("audiocraft")])
+        items[:] = [item for item in items if not item.get_closest_marker("audiocraft")]
+
+
 def build_tokenizer() -> Any:
     """A fixed word-level vocabulary: trained tokenizers differ between two runs."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

@@ -30,8 +30,8 @@ def download(hub_id: str, *, index: str, config: str, extras: tuple[str, ...], c
     """
     from huggingface_hub import snapshot_download
 
-    if _fetch(hub_id, index) is None:
-        file = _fetch(hub_id, config)
+    if fetch(hub_id, index) is None:
+        file = fetch(hub_id, config)
         if file is None:
             raise OSError(f"it has no {index} and no {config}")
         check(file.parent)
@@ -40,11 +40,12 @@ def download(hub_id: str, *, index: str, config: str, extras: tuple[str, ...], c
 
     directory = Path(DiffusionPipeline.download(hub_id, use_safetensors=True))
     for extra in extras:
-        _fetch(hub_id, extra)
+        fetch(hub_id, extra)
     return directory
 
 
-def _fetch(hub_id: str, name: str) -> Path | None:
+def fetch(hub_id: str, name: str) -> Path | None:
+    """One file of a model, or None where it has no such file or, without a network, none in the cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

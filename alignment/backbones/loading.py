@@ -8,7 +8,7 @@ really loaded, so a front end can check a name first.
 from __future__ import annotations
 
 import importlib
-import json
+import importlib.util
 import logging
 import re
 import sys
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.backbones.model_files import GENERATION_CONFIG, card_license, generation_config, read_json
 from alignment.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GENERATION_CONFIG = "generation_config.json"
+AUDIOCRAFT = "audiocraft:"
 _INDEX = "model_index.json"
 _CONFIG = "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -73,6 +74,10 @@ def check_backbone(name_or_path: str | Path) -> None:
     Raises:
         InputError: neither a shipped name, nor a directory with a known pipeline or model, nor of the form of a hub id.
     """
+    if str(name_or_path).startswith(AUDIOCRAFT):
+        if importlib.util.find_spec("audiocraft") is None:
+            raise InputError(f"{name_or_path} needs audiocraft, which is not here; see requirements/audiocraft.txt")
+        return
     directory, _ = _locate(name_or_path)
     if directory is not None:
         _family(directory)
@@ -97,7 +102,7 @@ def load_backbone(
 
     Args:
         name_or_path: a shipped name, a directory in diffusers' or transformers' layout, or a hub id (downloaded to the
-            hub's cache).
+            hub's cache); or "audiocraft:" and what audiocraft's own get_pretrained takes.
         device: None or "auto" takes a GPU where there is one.
         dtype: of the weights and the computation; None is float32.
 
@@ -107,6 +112,9 @@ def load_backbone(
     Raises:
         InputError: unknown name, unknown kind of model, a damaged or incomplete directory, no such device.
     """
+    check_backbone(name_or_path)
+    if str(name_or_path).startswith(AUDIOCRAFT):
+        return _load_audiocraft(str(name_or_path), _device(device), dtype)
     directory, shipped = _locate(name_or_path)
     if directory is None:
         directory = _download(str(name_or_path))
@@ -124,10 +132,26 @@ def load_backbone(
     backbone: Backbone = backbone_class(
         *parts,
         name=str(name_or_path),
-        license=shipped.license if shipped else _card_license(directory),
-        defaults=_generation_config(directory),
+        license=shipped.license if shipped else card_license(directory),
+        defaults=generation_config(directory),
     )
     return backbone
+
+
+def _load_audiocraft(name: str, device: torch.device, dtype: str | torch.dtype | None) -> Backbone:
+    if dtype is not None:
+        raise InputError(f"dtype is {dtype}, but audiocraft chooses its own (float16 on a GPU); leave it out")
+    from alignment.backbones.audiocraft import AudiocraftBackbone
+    from alignment.backbones.hub import fetch
+
+    source = name.removeprefix(AUDIOCRAFT)
+    try:
+        model = AudiocraftBackbone.load_model(source, device)
+    except _load_errors() as error:
+        raise InputError(f"{name} cannot be loaded; see requirements/audiocraft.txt: {_line(error)}") from error
+    card = fetch(source, "README.md") if _HUB_ID.fullmatch(source) and not Path(source).exists() else None
+    license_name = card_license(Path(source) if card is None else card.parent)
+    return AudiocraftBackbone(model, name=name, license=license_name)
 
 
 def _load_parts(backbone_class: Any, directory: Path, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -160,9 +184,9 @@ def _locate(name_or_path: str | Path) -> tuple[Path | None, ShippedBackbone | No
 
 
 def _family(directory: Path) -> str:
-    index = _read_json(directory / _INDEX)
+    index = read_json(directory / _INDEX)
     if index is None:
-        config = _read_json(directory / _CONFIG)
+        config = read_json(directory / _CONFIG)
         if config is None:
             raise InputError(
                 f"{directory} has no {_INDEX} and no {_CONFIG}; a backbone is a directory in diffusers' or "
@@ -203,39 +227,6 @@ def _download(hub_id: str) -> Path:
             f"{hub_id!r} is no shipped backbone ({', '.join(available_backbones())}), no directory, and cannot be "
             f"fetched from the hub: {_line(error)}"
         ) from error
-
-
-def _generation_config(directory: Path) -> dict[str, Any]:
-    """The directory's own defaults: duration, num_inference_steps, guidance_scale."""
-    config = _read_json(directory / GENERATION_CONFIG)
-    return {} if config is None else config
-
-
-def _card_license(directory: Path) -> str:
-    """`license:` of the model card's YAML header, or "unknown"."""
-    try:
-        card = (directory / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return "unknown"
-    header = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    fields = dict(
-        re.findall(r"^(license(?:_name)?):[ \t]*(\S.*?)[ \t]*$", header.group(1), re.MULTILINE) if header else []
-    )
-    # the hub's "other" points to a licence that has a name of its own
-    chosen = fields.get("license_name") if fields.get("license") == "other" else None
-    return (chosen or fields.get("license") or "unknown").strip("'\"")
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {_line(error)}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,12 @@ from torch import Tensor
 
 from alignment.backbones.musicgen_conditions import encode_prompts, reads_conditions_first
 from alignment.backbones.musicgen_sampling import TokenStream
-from alignment.backbones.requests import check_pairs, finished, token_settings
+from alignment.backbones.requests import check_pairs, finished, shorter, token_settings
 from alignment.errors import InputError
 from alignment.interfaces import GenerationSettings, TokenSettings
 
 # samples decoded at once, over all clips: the codec's widest layer holds 64 channels of them
 MAX_DECODED_SAMPLES = 1 << 22
-# a draft shorter than this says little of the clip it begins
-MIN_DRAFT_SECONDS = 1.0
 
 
 class MusicgenBackbone:
@@ -168,8 +165,7 @@ class MusicgenBackbone:
 
     def draft_settings(self, settings: GenerationSettings) -> list[GenerationSettings]:
         """Settings whose clips foretell those of `settings`, cheapest first: their first quarter and half."""
-        shorter = [replace(settings, duration=settings.duration * part) for part in (0.25, 0.5)]
-        return [draft for draft in shorter if draft.duration >= MIN_DRAFT_SECONDS]
+        return shorter(settings)
 
     def cost(self, settings: GenerationSettings) -> float:
         """Evaluations of the decoder for one clip; guidance takes two for each step."""

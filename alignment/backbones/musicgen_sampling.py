@@ -1,10 +1,9 @@
-"""Drawing MusicGen's audio tokens: one row of noise per candidate, so that a candidate is its own whatever its batch.
+"""Writing MusicGen's audio tokens, each candidate by draws of its own.
 
-MusicGen (Copet et al., 2023) writes K streams of tokens, codebook k being d(k) steps behind the first. Here token s of
-a candidate is the argmax of its logits plus Gumbel noise, which is a draw from their softmax (Gumbel, 1954), and the
-noise of step s is the s-th draw of the candidate's own generator. So the length asked for changes nothing that was
-drawn before: the beginning of a long clip is the short clip, frame by frame. (The models' own sampling loops put
-padding behind the last frame, so that a clip's last frames depend on its length; we go on drawing and cut.)
+MusicGen (Copet et al., 2023) writes K streams of tokens, codebook k being d(k) steps behind the first. The noise of
+step s is the s-th draw of the candidate's own generator, so the length asked for changes nothing that was drawn before:
+the beginning of a long clip is the short clip, frame by frame. (The models' own sampling loops put padding behind the
+last frame, so that a clip's last frames depend on its length; we go on drawing and cut.)
 """
 
 from __future__ import annotations
@@ -17,52 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
 
 from alignment.backbones.musicgen_conditions import Condition
-
-
-def gumbel_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
-    """Standard Gumbel noise [B, *shape], float32 on the CPU: row b is the next draw of generator b."""
-    # in float64, whose uniform numbers reach 2**-53: a float32 is 0 or next to 1 several times in a clip
-    uniform = torch.stack([torch.rand(shape, generator=generator, dtype=torch.float64) for generator in generators])
-    return uniform.log_().neg_().log_().neg_().float()
-
-
-def restrict(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set the logits of improbable tokens to -inf.
-
-    Args:
-        logits: [..., V].
-        top_k: the most probable tokens that stay, and those as probable as the last of them; 0 for all.
-        top_p: the fewest of the most probable tokens stay whose probabilities sum to at least this; 1 for all.
-
-    Returns:
-        logits [..., V].
-    """
-    if 0 < top_k < logits.shape[-1]:
-        weakest = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < weakest, -torch.inf)
-    if top_p < 1:
-        ranked, order = logits.sort(dim=-1, descending=True)
-        probabilities = ranked.softmax(dim=-1)
-        before = probabilities.cumsum(dim=-1) - probabilities  # of the tokens ranked above: 0 for the first
-        dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
-        logits = logits.masked_fill(dropped, -torch.inf)
-    return logits
-
-
-def draw(logits: Tensor, noise: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """Draw a token from the softmax of the restricted logits over the temperature.
-
-    Args:
-        logits: [B, K, V], float32.
-        noise: standard Gumbel noise of the same shape.
-        temperature: above 0.
-        top_k, top_p: as for `restrict`.
-
-    Returns:
-        tokens [B, K] and whether the logits of each were finite [B, K].
-    """
-    best = (restrict(logits / temperature, top_k, top_p) + noise).max(dim=-1)
-    return best.indices, best.values.isfinite()
+from alignment.backbones.token_draws import draw, gumbel_noise
 
 
 class ReservedLayer(DynamicLayer):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from alignment.errors import InputError, NonFiniteAudioError
-from alignment.interfaces import TokenSettings
+from alignment.interfaces import GenerationSettings, TokenSettings
 
 MAX_SEED = 2**63 - 1
+# a draft shorter than this says little of the clip it begins
+MIN_DRAFT_SECONDS = 1.0
 
 
 def check_pairs(prompts: Sequence[str], seeds: Sequence[int]) -> None:
@@ -54,7 +57,8 @@ def token_settings(
     duration, guidance = chosen["duration"], chosen["guidance_scale"]
     temperature, top_k, top_p = chosen["temperature"], chosen["top_k"], chosen["top_p"]
     if not is_number(duration) or not 1 <= duration * sample_rate <= max_duration * sample_rate:
-        raise InputError(f"duration is {duration} s; {name} makes clips longer than 0 and up to {max_duration:g} s")
+        longest = "" if math.isinf(max_duration) else f" and up to {max_duration:g} s"
+        raise InputError(f"duration is {duration} s; {name} makes clips longer than 0{longest}")
     if not is_number(guidance) or guidance < 0:
         raise InputError(f"guidance_scale is {guidance}; expected a finite number of at least 0 (1: no guidance)")
     if not is_number(temperature) or temperature <= 0:
@@ -64,6 +68,12 @@ def token_settings(
     if not is_number(top_p) or not 0 < top_p <= 1:
         raise InputError(f"top_p is {top_p}; expected a number above 0 and up to 1 (1: all tokens)")
     return TokenSettings(float(duration), None, float(guidance), float(temperature), top_k, float(top_p))
+
+
+def shorter(settings: GenerationSettings) -> list[GenerationSettings]:
+    """Settings of the first quarter and half of a clip, as far as they are long enough to foretell it."""
+    drafts = [replace(settings, duration=settings.duration * part) for part in (0.25, 0.5)]
+    return [draft for draft in drafts if draft.duration >= MIN_DRAFT_SECONDS]
 
 
 def finished(name: str, wav: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:

@@ -12,7 +12,8 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from transformers.cache_utils import DynamicLayer
 
 from alignment.backbones.musicgen_conditions import encode_prompts
-from alignment.backbones.musicgen_sampling import ReservedLayer, TokenStream, draw, gumbel_noise, restrict
+from alignment.backbones.musicgen_sampling import ReservedLayer, TokenStream
+from alignment.backbones.token_draws import draw, gumbel_noise, restrict
 
 DRAWS = 20_000
 SETTINGS = [(1.0, 0, 1.0), (0.6, 0, 1.0), (1.0, 3, 1.0), (1.0, 0, 0.7), (1.7, 5, 0.8), (1.0, 1, 1.0), (1.0, 0, 1e-6)]
