@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,11 @@ def check_device(device: str, dtype: str | None) -> None:
 
 
 def load_backbone(
-    name_or_path: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Load a text-to-music model.
 
@@ -105,16 +109,18 @@ def load_backbone(
             hub's cache); or "audiocraft:" and what audiocraft's own get_pretrained takes.
         device: None or "auto" takes a GPU where there is one.
         dtype: of the weights and the computation; None is float32.
+        defaults: settings that take the place of the model's own defaults, such as guidance_scale or temperature.
 
     Returns:
         The backbone. Its `defaults` are those of the directory's generation_config.json where it has one.
 
     Raises:
-        InputError: unknown name, unknown kind of model, a damaged or incomplete directory, no such device.
+        InputError: unknown name, unknown kind of model, a damaged or incomplete directory, no such device, a
+            setting that the model does not have.
     """
     check_backbone(name_or_path)
     if str(name_or_path).startswith(AUDIOCRAFT):
-        return _load_audiocraft(str(name_or_path), _device(device), dtype)
+        return _checked(_load_audiocraft(str(name_or_path), _device(device), dtype, defaults), defaults)
     directory, shipped = _locate(name_or_path)
     if directory is None:
         directory = _download(str(name_or_path))
@@ -133,12 +139,23 @@ def load_backbone(
         *parts,
         name=str(name_or_path),
         license=shipped.license if shipped else card_license(directory),
-        defaults=generation_config(directory),
+        defaults={**generation_config(directory), **(defaults or {})},
     )
+    return _checked(backbone, defaults)
+
+
+def _checked(backbone: Backbone, defaults: Mapping[str, Any] | None) -> Backbone:
+    """The backbone, which took of the defaults what it knows."""
+    known = backbone.defaults.to_dict()
+    for name in defaults or {}:
+        if name not in known:
+            raise InputError(f"{backbone.name} has no setting {name!r}; its settings are {', '.join(known)}")
     return backbone
 
 
-def _load_audiocraft(name: str, device: torch.device, dtype: str | torch.dtype | None) -> Backbone:
+def _load_audiocraft(
+    name: str, device: torch.device, dtype: str | torch.dtype | None, defaults: Mapping[str, Any] | None
+) -> Backbone:
     if dtype is not None:
         raise InputError(f"dtype is {dtype}, but audiocraft chooses its own (float16 on a GPU); leave it out")
     from alignment.backbones.audiocraft import AudiocraftBackbone
@@ -151,7 +168,7 @@ def _load_audiocraft(name: str, device: torch.device, dtype: str | torch.dtype |
         raise InputError(f"{name} cannot be loaded; see requirements/audiocraft.txt: {_line(error)}") from error
     card = fetch(source, "README.md") if _HUB_ID.fullmatch(source) and not Path(source).exists() else None
     license_name = card_license(Path(source) if card is None else card.parent)
-    return AudiocraftBackbone(model, name=name, license=license_name)
+    return AudiocraftBackbone(model, name=name, license=license_name, defaults=defaults)
 
 
 def _load_parts(backbone_class: Any, directory: Path, dtype: torch.dtype) -> tuple[Any, ...]:

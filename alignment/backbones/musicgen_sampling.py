@@ -140,6 +140,8 @@ class TokenStream:
             logits = unconditional + self.guidance_scale * (conditional - unconditional)
         noise = gumbel_noise(self.generators, (codebooks, self.vocab_size)).to(logits.device)
         tokens, sound = draw(logits, noise, self.temperature, self.top_k, self.top_p)
-        begun = torch.tensor([step >= delay for delay in self.delays], device=tokens.device)
-        self.steps.append(tokens.where(begun, self.pad))
+        if step < max(self.delays):
+            begun = torch.tensor([step >= delay for delay in self.delays], device=tokens.device)
+            tokens = tokens.where(begun, self.pad)
+        self.steps.append(tokens)
         self.sound &= sound.all(dim=-1)

@@ -55,6 +55,15 @@ def test_dtype_is_that_of_the_language_model_and_the_codec_stays_exact(musicgen_
     assert wav.dtype == torch.float32 and wav.isfinite().all()
 
 
+def test_defaults_that_are_given_take_the_place_of_the_models_own(musicgen_directory: Path) -> None:
+    own = load_backbone(musicgen_directory).defaults.to_dict()
+    given = {"temperature": 0.7, "top_p": 0.9, "duration": 0.3}
+    assert load_backbone(musicgen_directory, defaults=given).defaults.to_dict() == {**own, **given}
+    for wrong, named in (({"top_k": -1}, "top_k is -1"), ({"steps": 3}, "no setting 'steps'; its settings are")):
+        with pytest.raises(InputError, match=named):
+            load_backbone(musicgen_directory, defaults=wrong)
+
+
 def test_known_models_can_be_imported() -> None:
     for place in MODEL_TYPES.values():
         module, name = place.split(":")
