@@ -47,15 +47,33 @@ class SaveAudio(Protocol):
 class GenerationSettings:
     """What a backbone is asked for, with every default resolved.
 
-    duration in seconds; a guidance_scale of 1 means no guidance.
+    duration in seconds; num_inference_steps is None for a backbone that has no denoising steps; a guidance_scale of 1
+    means no guidance.
     """
 
     duration: float
-    num_inference_steps: int
+    num_inference_steps: int | None
     guidance_scale: float
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The settings that mean something to the backbone, as JSON values."""
+        values = asdict(self)
+        if self.num_inference_steps is None:
+            del values["num_inference_steps"]
+        return values
+
+
+@dataclass(frozen=True)
+class TokenSettings(GenerationSettings):
+    """Settings of a backbone that draws audio tokens one after the other.
+
+    Logits are divided by `temperature`; then the `top_k` most probable tokens stay (0: all), and of those the fewest
+    whose probabilities reach `top_p` (1: all).
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
 
 
 @dataclass(frozen=True)
@@ -100,7 +118,9 @@ class Backbone(Protocol):
     license: str
     sample_rate: int
     channels: int
-    defaults: GenerationSettings
+
+    @property
+    def defaults(self) -> GenerationSettings: ...
 
     def resolve(
         self,

@@ -1,4 +1,4 @@
-"""Real text-to-music pipelines, small enough to build and run in a moment, for the tests of drivers and recipes.
+"""Real text-to-music models, small enough to build and run in a moment, for the tests of drivers and recipes.
 
 All have 8 kHz, random weights that are the same in every process, and a text of at most twelve words.
 """
@@ -15,6 +15,16 @@ import pytest
 WORDS = ("piano", "drums", "calm", "fast", "a", "b", "c", "d", "e", "f", "g", "h")
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
 IDS = {token: index for index, token in enumerate([*SPECIAL.values(), *WORDS])}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "audiocraft: builds an environment of its own; runs only with -m audiocraft")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "audiocraft" not in config.getoption("markexpr"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("audiocraft")])
+        items[:] = [item for item in items if not item.get_closest_marker("audiocraft")]
 
 
 def word_tokenizer(max_length: int = 12) -> Any:
@@ -53,6 +63,42 @@ def oobleck(ratios: list[int]) -> Any:
     )  # fmt: skip
     codec.decoder.conv2.weight_g.data.mul_(0.03)  # below full scale, where clamping would hide differences
     return codec
+
+
+def build_tiny_musicgen(*, stereo: bool = False, melody: bool = False) -> tuple[Any, Any]:
+    """(model, tokenizer) of real classes with random weights: 8 kHz, 50 frames/s, 4 codebooks of 32 a channel."""
+    import torch
+    import transformers
+    from transformers import EncodecConfig, T5Config
+
+    tokenizer = word_tokenizer()
+    text = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0)
+    codec = EncodecConfig(
+        sampling_rate=8_000, upsampling_ratios=[8, 5, 4], codebook_size=32, target_bandwidths=[1.0], hidden_size=8,
+        num_filters=2, num_lstm_layers=1, use_causal_conv=False, normalize=False,
+    )  # fmt: skip
+    kind = "MusicgenMelody" if melody else "Musicgen"
+    decoder = getattr(transformers, f"{kind}DecoderConfig")(
+        vocab_size=32, hidden_size=24, num_hidden_layers=2, ffn_dim=48, num_attention_heads=2,
+        max_position_embeddings=256, num_codebooks=8 if stereo else 4, audio_channels=2 if stereo else 1,
+        pad_token_id=32, bos_token_id=32,
+    )  # fmt: skip
+    extra = {"chroma_length": 7} if melody else {}
+    parts = {"text_encoder": text.to_dict(), "audio_encoder": codec.to_dict(), "decoder": decoder.to_dict()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{kind}Config")(**parts, **extra)
+        model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+        # without this logits are almost equal, and nothing hears the prompt
+        for parameter in [*model.decoder.parameters(), *model.text_encoder.parameters()]:
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=1.5 / parameter[0].numel() ** 0.5)
+        # empty as built: every sequence of codes would sound the same
+        for layer in model.audio_encoder.quantizer.layers:
+            layer.codebook.embed.normal_()
+    for name in ("decoder_start_token_id", "pad_token_id", "bos_token_id"):
+        setattr(model.generation_config, name, 32)
+    return model.eval(), tokenizer
 
 
 def stable_audio_3(*, stochastic_sampling: bool = False, patch_size: int = 2, gain: float = 2.0) -> Any:
@@ -259,4 +305,24 @@ def backbone_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     defaults = {"duration": 0.5, "num_inference_steps": 2, "guidance_scale": 2.0}
     (directory / "generation_config.json").write_text(json.dumps(defaults))
     (directory / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- music\n---\n# Tiny\n")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_musicgen() -> Callable[..., tuple[Any, Any]]:
+    """make_musicgen(stereo=..., melody=...) -> a fresh tiny model and its tokenizer, always the same weights."""
+    return build_tiny_musicgen
+
+
+@pytest.fixture(scope="session")
+def musicgen_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny MusicGen as transformers saves it, with defaults of its own and a model card."""
+    directory = tmp_path_factory.mktemp("backbone") / "tiny-musicgen"
+    model, tokenizer = build_tiny_musicgen()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    file = directory / "generation_config.json"
+    own = {"duration": 0.5, "guidance_scale": 2.0, "temperature": 1.1, "top_k": 20, "do_sample": True}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **own}))
+    (directory / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Tiny\n")
     return directory

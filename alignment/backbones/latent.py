@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignment.backbones.requests import check_pairs, finished
 from alignment.backbones.sampling import DiffusionSampler
 from alignment.backbones.training import NoteTaker, choose, predict, split_guidance
-from alignment.errors import InputError, NonFiniteAudioError
+from alignment.errors import InputError
 from alignment.interfaces import Conditioning, GenerationSettings
 
 
@@ -90,15 +91,7 @@ class DiffusionBackbone(DiffusionSampler):
         """
         settings = self.resolve(duration, num_inference_steps, guidance_scale)
         latents = self._generated(prompts, seeds, settings)
-        wav = self._sound(latents, settings.duration, checkpoint=False).to("cpu", torch.float32).clamp(-1, 1)
-        sound = wav.isfinite().flatten(1).all(dim=1)
-        failures = {
-            index: f"{self.name} made NaN or infinite samples for seed {seeds[index]}, prompt {prompts[index]!r}"
-            for index in (~sound).nonzero().flatten().tolist()
-        }
-        if failures:
-            raise NonFiniteAudioError(failures, wav)
-        return wav
+        return finished(self.name, self._sound(latents, settings.duration, checkpoint=False), prompts, seeds)
 
     @torch.no_grad()
     def generate_targets(
@@ -193,8 +186,7 @@ class DiffusionBackbone(DiffusionSampler):
 
     def _generated(self, prompts: Sequence[str], seeds: Sequence[int], settings: GenerationSettings) -> Tensor:
         """Final latents [B, D, L] on the device."""
-        if len(prompts) != len(seeds) or not prompts:
-            raise InputError(f"expected one seed per prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
+        check_pairs(prompts, seeds)
         latents = self.initial_latents(seeds, settings.duration)
         conditioning = self.encode_prompts(prompts, settings.duration)
         return self._final_latents(latents, conditioning, settings, seeds, False, None)

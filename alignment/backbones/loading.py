@@ -1,21 +1,24 @@
 """Finding and loading a backbone by name, directory or hub id.
 
-The class comes from the model's own model_index.json through one table of families, each imported only when it is
-needed. Nothing here imports torch or diffusers before a model is really loaded, so a front end can check a name first.
+The class comes from the model's own files, a model_index.json (diffusers) or a config.json (transformers), through a
+table of families for each, imported only when one is needed. Nothing here imports torch or diffusers before a model is
+really loaded, so a front end can check a name first.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
+import importlib.util
 import logging
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.backbones.model_files import GENERATION_CONFIG, card_license, generation_config, read_json
 from alignment.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,8 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GENERATION_CONFIG = "generation_config.json"
+AUDIOCRAFT = "audiocraft:"
 _INDEX = "model_index.json"
+_CONFIG = "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -53,6 +57,12 @@ FAMILIES = {
     "StableAudioPipeline": "alignment.backbones.stable_audio:StableAudioBackbone",
 }
 
+# model_type named in config.json -> the backbone that runs it
+MODEL_TYPES = {
+    "musicgen": "alignment.backbones.musicgen:MusicgenBackbone",
+    "musicgen_melody": "alignment.backbones.musicgen:MusicgenBackbone",
+}
+
 # where the components of a pipeline may come from; any other name would mean running a stranger's code
 _COMPONENT_LIBRARIES = ("diffusers", "transformers", "alignment")
 
@@ -66,8 +76,12 @@ def check_backbone(name_or_path: str | Path) -> None:
     """Say early, without loading anything, that a name cannot be a backbone.
 
     Raises:
-        InputError: neither a shipped name, nor a directory with a known pipeline, nor of the form of a hub id.
+        InputError: neither a shipped name, nor a directory with a known pipeline or model, nor of the form of a hub id.
     """
+    if str(name_or_path).startswith(AUDIOCRAFT):
+        if importlib.util.find_spec("audiocraft") is None:
+            raise InputError(f"{name_or_path} needs audiocraft, which is not here; see requirements/audiocraft.txt")
+        return
     directory, _ = _locate(name_or_path)
     if directory is not None:
         _family(directory)
@@ -86,45 +100,92 @@ def check_device(device: str, dtype: str | None) -> None:
 
 
 def load_backbone(
-    name_or_path: str | Path, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Load a text-to-music model.
 
     Args:
-        name_or_path: a shipped name, a directory in diffusers' layout, or a hub id (downloaded to the hub's cache).
+        name_or_path: a shipped name, a directory in diffusers' or transformers' layout, or a hub id (downloaded to the
+            hub's cache); or "audiocraft:" and what audiocraft's own get_pretrained takes.
         device: None or "auto" takes a GPU where there is one.
         dtype: of the weights and the computation; None is float32.
+        defaults: settings that take the place of the model's own defaults, such as guidance_scale or temperature.
 
     Returns:
         The backbone. Its `defaults` are those of the directory's generation_config.json where it has one.
 
     Raises:
-        InputError: unknown name, unknown pipeline class, a damaged or incomplete directory, no such device.
+        InputError: unknown name, unknown kind of model, a damaged or incomplete directory, no such device, a
+            setting that the model does not have.
     """
+    check_backbone(name_or_path)
+    if str(name_or_path).startswith(AUDIOCRAFT):
+        return _checked(_load_audiocraft(str(name_or_path), _device(device), dtype, defaults), defaults)
     directory, shipped = _locate(name_or_path)
     if directory is None:
         directory = _download(str(name_or_path))
     module_name, class_name = _family(directory).split(":")
     torch_device, torch_dtype = _device(device), _dtype(dtype)
     backbone_class = getattr(importlib.import_module(module_name), class_name)
-    importlib.import_module("alignment.codec")  # diffusers takes our codec from the modules already imported
     with _quiet_libraries():
         try:
-            pipeline = backbone_class.pipeline_class.from_pretrained(
-                directory, dtype=torch_dtype, local_files_only=True, use_safetensors=True
-            )
-            pipeline.to(torch_device)
+            parts = _load_parts(backbone_class, directory, torch_dtype)
+            parts[0].to(torch_device)
         except _load_errors() as error:
             raise InputError(f"{directory} cannot be loaded as a {backbone_class.__name__}: {_line(error)}") from error
-    for name, component in pipeline.components.items():
+    for name, component in getattr(parts[0], "components", {}).items():
         _check_complete(component, directory / name)
     backbone: Backbone = backbone_class(
-        pipeline,
+        *parts,
         name=str(name_or_path),
-        license=shipped.license if shipped else _card_license(directory),
-        defaults=_generation_config(directory),
+        license=shipped.license if shipped else card_license(directory),
+        defaults={**generation_config(directory), **(defaults or {})},
     )
+    return _checked(backbone, defaults)
+
+
+def _checked(backbone: Backbone, defaults: Mapping[str, Any] | None) -> Backbone:
+    """The backbone, which took of the defaults what it knows."""
+    known = backbone.defaults.to_dict()
+    for name in defaults or {}:
+        if name not in known:
+            raise InputError(f"{backbone.name} has no setting {name!r}; its settings are {', '.join(known)}")
     return backbone
+
+
+def _load_audiocraft(
+    name: str, device: torch.device, dtype: str | torch.dtype | None, defaults: Mapping[str, Any] | None
+) -> Backbone:
+    if dtype is not None:
+        raise InputError(f"dtype is {dtype}, but audiocraft chooses its own (float16 on a GPU); leave it out")
+    from alignment.backbones.audiocraft import AudiocraftBackbone
+    from alignment.backbones.hub import fetch
+
+    source = name.removeprefix(AUDIOCRAFT)
+    try:
+        model = AudiocraftBackbone.load_model(source, device)
+    except _load_errors() as error:
+        raise InputError(f"{name} cannot be loaded; see requirements/audiocraft.txt: {_line(error)}") from error
+    card = fetch(source, "README.md") if _HUB_ID.fullmatch(source) and not Path(source).exists() else None
+    license_name = card_license(Path(source) if card is None else card.parent)
+    return AudiocraftBackbone(model, name=name, license=license_name, defaults=defaults)
+
+
+def _load_parts(backbone_class: Any, directory: Path, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What a backbone is built around: a pipeline, or the parts that its class knows how to load."""
+    if hasattr(backbone_class, "load_parts"):
+        parts: tuple[Any, ...] = backbone_class.load_parts(directory, dtype)
+        return parts
+    importlib.import_module("alignment.codec")  # diffusers takes our codec from the modules already imported
+    return (
+        backbone_class.pipeline_class.from_pretrained(
+            directory, dtype=dtype, local_files_only=True, use_safetensors=True
+        ),
+    )
 
 
 def _locate(name_or_path: str | Path) -> tuple[Path | None, ShippedBackbone | None]:
@@ -138,15 +199,25 @@ def _locate(name_or_path: str | Path) -> tuple[Path | None, ShippedBackbone | No
     if _HUB_ID.fullmatch(name) and not path.exists():
         return None, None
     raise InputError(
-        f"unknown backbone {name!r}; expected one of {', '.join(available_backbones())}, a directory with a {_INDEX}, "
-        "or a hub id (owner/name)"
+        f"unknown backbone {name!r}; expected one of {', '.join(available_backbones())}, a directory with a {_INDEX} "
+        f"or {_CONFIG}, or a hub id (owner/name)"
     )
 
 
 def _family(directory: Path) -> str:
-    index = _read_json(directory / _INDEX)
+    index = read_json(directory / _INDEX)
     if index is None:
-        raise InputError(f"{directory} has no {_INDEX}; a backbone is a directory in diffusers' layout")
+        config = read_json(directory / _CONFIG)
+        if config is None:
+            raise InputError(
+                f"{directory} has no {_INDEX} and no {_CONFIG}; a backbone is a directory in diffusers' or "
+                "transformers' layout"
+            )
+        if config.get("model_type") not in MODEL_TYPES:
+            raise InputError(
+                f"{directory} holds a {config.get('model_type')!r}; known model types are {', '.join(MODEL_TYPES)}"
+            )
+        return MODEL_TYPES[config["model_type"]]
     class_name = index.get("_class_name")
     if class_name not in FAMILIES:
         raise InputError(f"{directory} holds a {class_name!r}; known pipeline classes are {', '.join(FAMILIES)}")
@@ -165,56 +236,18 @@ def _known_library(library: str) -> bool:
 
 
 def _download(hub_id: str) -> Path:
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
+    from alignment.backbones.hub import download
+
+    extras = ("README.md", GENERATION_CONFIG)
     try:
-        directory = Path(DiffusionPipeline.download(hub_id, use_safetensors=True))
-        for extra in ("README.md", GENERATION_CONFIG):
-            try:
-                hf_hub_download(hub_id, extra)
-            except (EntryNotFoundError, LocalEntryNotFoundError):
-                logger.debug("%s has no %s", hub_id, extra)
+        return download(hub_id, index=_INDEX, config=_CONFIG, extras=extras, check=_family)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(
             f"{hub_id!r} is no shipped backbone ({', '.join(available_backbones())}), no directory, and cannot be "
             f"fetched from the hub: {_line(error)}"
         ) from error
-    return directory
-
-
-def _generation_config(directory: Path) -> dict[str, Any]:
-    """The directory's own defaults: duration, num_inference_steps, guidance_scale."""
-    config = _read_json(directory / GENERATION_CONFIG)
-    return {} if config is None else config
-
-
-def _card_license(directory: Path) -> str:
-    """`license:` of the model card's YAML header, or "unknown"."""
-    try:
-        card = (directory / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return "unknown"
-    header = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    fields = dict(
-        re.findall(r"^(license(?:_name)?):[ \t]*(\S.*?)[ \t]*$", header.group(1), re.MULTILINE) if header else []
-    )
-    # the hub's "other" points to a licence that has a name of its own
-    chosen = fields.get("license_name") if fields.get("license") == "other" else None
-    return (chosen or fields.get("license") or "unknown").strip("'\"")
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {_line(error)}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -274,12 +307,9 @@ def _load_errors() -> tuple[type[Exception], ...]:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Keep diffusers and transformers from writing bars and warnings about our codec's class while they load."""
-    import diffusers
-    import transformers
-
-    both = (diffusers.utils.logging, transformers.utils.logging)
-    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in both]
-    for library in both:
+    used = [sys.modules[name].utils.logging for name in ("diffusers", "transformers") if name in sys.modules]
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in used]
+    for library in used:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import socket
@@ -156,3 +157,11 @@ def test_devices_and_dtypes_are_checked_early(device: str, dtype: str | None) ->
 def test_a_device_that_is_not_there(backbone_directory: Path) -> None:
     with pytest.raises(InputError, match="use --device cpu"):
         load_backbone(backbone_directory, device="cuda:99")
+
+
+def test_audiocraft_is_asked_for_only_where_it_is_installed() -> None:
+    if importlib.util.find_spec("audiocraft") is not None:
+        pytest.skip("audiocraft is installed here; see tests/audiocraft")
+    for call in (check_backbone, load_backbone):
+        with pytest.raises(InputError, match="requirements/audiocraft.txt"):
+            call("audiocraft:facebook/musicgen-small")

@@ -1,0 +1,121 @@
+"""What fine-tuning a MusicGen takes: its loss on tokens, tokens of audio, and where LoRA goes.
+
+The loss is the family's own (audiocraft): the cross-entropy of each codebook in the delay pattern, over the steps at
+which all codebooks are within the clip, averaged over codebooks; a part of the prompts is left out, so that guidance
+keeps its unconditional half. Train on the tokens that were drawn (`Draft.tokens`) where they are at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from alignment.backbones.musicgen import MusicgenBackbone
+from alignment.backbones.musicgen_conditions import encode_prompts
+from alignment.errors import InputError
+
+# within `model.decoder`, matched as a whole: attention and feed-forward of its layers, nothing of text encoder or codec
+LORA_TARGETS = r"model\.decoder\.layers\.\d+\.((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
+# of the prompts left out in training, as in MusicGen's own
+CONDITION_DROPOUT = 0.1
+
+
+def delayed(codes: Tensor, delays: Sequence[int], pad: int) -> Tensor:
+    """Tokens as the decoder writes them: codebook k begins delays[k] steps late, after padding.
+
+    Args:
+        codes: [B, K, T].
+
+    Returns:
+        tokens [B, K, T]; what would come after step T is left out.
+    """
+    frames = codes.shape[-1]
+    late = torch.full_like(codes, pad)
+    for k, delay in enumerate(delays):
+        if delay < frames:
+            late[:, k, delay:] = codes[:, k, : frames - delay]
+    return late
+
+
+def training_loss(
+    backbone: MusicgenBackbone,
+    prompts: Sequence[str],
+    codes: Tensor,
+    *,
+    condition_dropout: float = CONDITION_DROPOUT,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Cross-entropy of each clip's tokens, differentiable to the decoder's parameters.
+
+    Args:
+        backbone: its decoder is run as it is; put it into train mode for dropout.
+        prompts: B texts.
+        codes: tokens [B, K, T] as `Draft.tokens` or `encode_audio` gives them; T above the longest delay.
+        condition_dropout: chance of each clip to be heard without its prompt.
+        generator: for that draw, on the CPU.
+
+    Returns:
+        loss [B], in nats per token.
+
+    Raises:
+        InputError: shapes that do not fit, or clips too short.
+    """
+    decoder = backbone.model.decoder
+    config = decoder.config
+    delays = [k // backbone.channels for k in range(int(config.num_codebooks))]
+    if codes.ndim != 3 or codes.shape[:2] != (len(prompts), len(delays)) or codes.shape[-1] <= max(delays):
+        raise InputError(
+            f"codes have shape {list(codes.shape)}; expected [{len(prompts)}, {len(delays)}, frames] with more than "
+            f"{max(delays)} frames"
+        )
+    pad = int(config.pad_token_id)
+    targets = delayed(codes.to(decoder.device), delays, pad)
+    inputs = torch.cat([torch.full_like(targets[..., :1], pad), targets[..., :-1]], dim=-1)
+    dropped = torch.rand(len(prompts), generator=generator) < condition_dropout
+    losses = torch.zeros(len(prompts), device=decoder.device)
+    for rows, condition in encode_prompts(backbone.model, backbone.tokenizer, prompts, guided=True):
+        # the second half has no prompt
+        chosen = torch.arange(len(rows)) + len(rows) * dropped[rows]
+        heard = condition.select(chosen.to(decoder.device))
+        hidden = decoder.model(
+            input_ids=inputs[rows].flatten(0, 1),
+            encoder_hidden_states=heard.states,
+            encoder_attention_mask=heard.mask,
+            use_cache=False,
+        ).last_hidden_state[:, -targets.shape[-1] :]
+        # one codebook at a time: logits of all at once are the largest tensor of a training step
+        of_codebooks = []
+        for k, head in enumerate(decoder.lm_heads):
+            own = targets[rows, k].masked_fill(targets[rows, k] == pad, -100)
+            nats = cross_entropy(head(hidden).float().transpose(1, 2), own, ignore_index=-100, reduction="none")
+            of_codebooks.append(nats.sum(dim=-1) / (own != -100).sum(dim=-1))
+        losses = losses.index_copy(0, torch.tensor(rows, device=losses.device), torch.stack(of_codebooks).mean(dim=0))
+    return losses
+
+
+@torch.no_grad()
+def encode_audio(backbone: MusicgenBackbone, wav: Tensor) -> Tensor:
+    """Tokens of audio that is there as audio only.
+
+    Args:
+        wav: [B, C, T] at the backbone's sample rate and channels.
+
+    Returns:
+        codes [B, K, ceil(T / hop_length)] on the backbone's device.
+
+    Raises:
+        InputError: another number of channels.
+    """
+    if wav.ndim != 3 or wav.shape[1] != backbone.channels:
+        raise InputError(f"wav has shape {list(wav.shape)}; expected [B, {backbone.channels}, T]")
+    codec, codebooks = backbone.codec, int(backbone.model.decoder.config.num_codebooks) // backbone.channels
+    wav = wav.to(codec.device, torch.float32)
+    sides = [
+        codec.encode(wav[:, side : side + 1], bandwidth=codec.config.target_bandwidths[-1]).audio_codes[0]
+        for side in range(backbone.channels)
+    ]
+    # codebooks of left and right alternate
+    return torch.stack([codes[:, :codebooks] for codes in sides], dim=2).flatten(1, 2)

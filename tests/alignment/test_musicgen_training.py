@@ -1,0 +1,124 @@
+"""Fine-tuning MusicGen: the family's loss, prompts left out, LoRA where it belongs and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from alignment.backbones.musicgen import MusicgenBackbone
+from alignment.backbones.musicgen_training import LORA_TARGETS, delayed, encode_audio, training_loss
+from alignment.errors import InputError
+
+PROMPTS = ["calm piano", "fast drums a b c d", "piano", "calm piano"]
+KINDS = {"mono": {}, "stereo": {"stereo": True}, "melody": {"melody": True}}
+Make = Callable[..., tuple[Any, Any]]
+
+
+@pytest.fixture(params=KINDS)
+def backbone(request: pytest.FixtureRequest, make_musicgen: Make) -> MusicgenBackbone:
+    return MusicgenBackbone(*make_musicgen(**KINDS[request.param]), name="tiny", license="CC0-1.0")
+
+
+def drawn(backbone: MusicgenBackbone, frames: int = 15) -> torch.Tensor:
+    return backbone.begin(PROMPTS, range(4)).tokens(frames)
+
+
+def test_the_delay_pattern() -> None:
+    codes = torch.arange(1, 9).view(1, 2, 4)
+    assert delayed(codes, [0, 2], 0).tolist() == [[[1, 2, 3, 4], [0, 0, 5, 6]]]
+    assert delayed(codes[..., :1], [0, 2], 0).tolist() == [[[1], [0]]]
+
+
+def test_the_loss_is_the_one_of_the_models_class(backbone: MusicgenBackbone) -> None:
+    """transformers' own, clip by clip, for it does not ignore a padding of MusicGen-melody's prompts."""
+    codes, model = drawn(backbone), backbone.model
+    losses = training_loss(backbone, PROMPTS, codes, condition_dropout=0.0).detach()
+    # transformers 5 looks for this name, which its configuration lacks
+    model.config.decoder.decoder_start_token_id = 32
+    delays = [k // backbone.channels for k in range(codes.shape[1])]
+    for row, prompt in enumerate(PROMPTS):
+        labels = delayed(codes[row : row + 1], delays, 32).transpose(1, 2)
+        theirs = model(**backbone.tokenizer([prompt], return_tensors="pt"), labels=labels).loss
+        assert float(losses[row]) == pytest.approx(float(theirs.detach()), abs=1e-5)
+
+
+def test_the_loss_is_the_probability_with_which_the_tokens_are_drawn(backbone: MusicgenBackbone) -> None:
+    """At every step the logits of the sampler, with its cache, and those of the training pass are the same."""
+    seen: list[torch.Tensor] = []
+    heads = backbone.model.decoder.lm_heads
+    hooks = [head.register_forward_hook(lambda *given: seen.append(given[2])) for head in heads]
+    settings = backbone.resolve(guidance_scale=1.0)
+    codes = backbone.begin(PROMPTS[:1], [5], settings).tokens(12)
+    sampled = torch.stack(seen[: 12 * len(heads)]).view(12, len(heads), -1)
+    seen.clear()
+    training_loss(backbone, PROMPTS[:1], codes, condition_dropout=0.0)
+    trained = torch.stack(seen, dim=2)[0]
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(sampled, trained, atol=1e-5)
+
+
+def test_prompts_are_left_out_as_often_as_asked(backbone: MusicgenBackbone) -> None:
+    codes = drawn(backbone)
+    with torch.no_grad():
+        heard = training_loss(backbone, PROMPTS, codes, condition_dropout=0.0)
+        unheard = training_loss(backbone, PROMPTS, codes, condition_dropout=1.0)
+        others = training_loss(backbone, [*PROMPTS[1:], "drums"], codes, condition_dropout=1.0)
+        generator = torch.Generator().manual_seed(2)
+        half = training_loss(backbone, PROMPTS, codes, condition_dropout=0.5, generator=generator)
+    left_out = torch.rand(4, generator=torch.Generator().manual_seed(2)) < 0.5
+    assert 0 < left_out.sum() < 4 and (heard - unheard).abs().min() > 1e-4
+    assert torch.allclose(half, torch.where(left_out, unheard, heard), atol=1e-5)
+    if backbone.model.config.model_type == "musicgen":  # positions behind the prompt's depend on its length otherwise
+        assert torch.allclose(unheard, others, atol=1e-5)
+
+
+def test_lora_learns_its_tokens_and_nothing_else_moves(backbone: MusicgenBackbone) -> None:
+    peft = pytest.importorskip("peft")
+    decoder, codes = backbone.model.decoder, drawn(backbone)
+    before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=LORA_TARGETS)
+    peft.inject_adapter_in_model(config, decoder)
+    assert torch.equal(drawn(backbone), codes), "an adapter that has learnt nothing changes nothing"
+    adapter = {name: parameter for name, parameter in backbone.model.named_parameters() if "lora_" in name}
+    attentions = 1 if backbone.model.config.model_type == "musicgen_melody" else 2
+    assert len(adapter) == 2 * 2 * (4 * attentions + 2)  # A and B, of 2 layers
+    for name, parameter in backbone.model.named_parameters():
+        parameter.requires_grad_(name in adapter)
+    start = {name: parameter.detach().clone() for name, parameter in adapter.items()}
+    optimizer = torch.optim.AdamW(adapter.values(), lr=1e-2, weight_decay=0.0)
+    losses = []
+    for _ in range(12):
+        loss = training_loss(backbone, PROMPTS, codes, generator=torch.Generator().manual_seed(0)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(not torch.equal(parameter, start[name]) for name, parameter in adapter.items())
+    after = {name.replace(".base_layer", ""): value for name, value in backbone.model.state_dict().items()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not torch.equal(drawn(backbone), codes)
+
+
+def test_audio_becomes_the_tokens_of_its_codec(backbone: MusicgenBackbone) -> None:
+    # loud: an untrained encoder gives almost silence the same code all the time
+    wav = torch.randn(2, backbone.channels, 1_700, generator=torch.Generator().manual_seed(0)) * 100
+    codes = encode_audio(backbone, wav)
+    assert codes.shape == (2, 4 * backbone.channels, 11)
+    for side in range(backbone.channels):
+        own = backbone.codec.encode(wav[:, side : side + 1], bandwidth=1.0).audio_codes[0]
+        assert torch.equal(codes[:, side :: backbone.channels], own)
+    assert len(codes.unique()) > 4 and backbone.decode(codes).shape[:2] == wav.shape[:2]
+
+
+def test_what_does_not_fit_is_named(backbone: MusicgenBackbone) -> None:
+    with pytest.raises(InputError, match="more than 3 frames"):
+        training_loss(backbone, PROMPTS, drawn(backbone, 3))
+    with pytest.raises(InputError, match="codes have shape"):
+        training_loss(backbone, PROMPTS[:2], drawn(backbone))
+    with pytest.raises(InputError, match="wav has shape"):
+        encode_audio(backbone, torch.zeros(1, 3, 100))
