@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from alignment.errors import InputError, NonFiniteAudioError
-from alignment.interfaces import Backbone, GenerationSettings, LoadAudio, Reward
+from alignment.interfaces import Backbone, Embed, GenerationSettings, LoadAudio, Reward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # torch is imported where it is used: checking a configuration must not wait for it
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # samples judged at once: 64 MiB of float32; a folder of hour-long files is judged one by one
 MAX_JUDGED_SAMPLES = 1 << 24
@@ -73,16 +75,48 @@ def judge_files(
     Raises:
         InputError: the reward is no callable of the agreed kind.
     """
+
+    def judge(wav: Tensor, sample_rate: int, places: Sequence[int]) -> Sequence[float | str]:
+        return _rewards(reward, wav, sample_rate, [prompts[place] for place in places])
+
+    return _hear(judge, load_audio, paths)
+
+
+def embed_files(embed: Embed, load_audio: LoadAudio, paths: Sequence[Path]) -> list[Tensor | str]:
+    """The embedding [E] of each audio file, float32 on the CPU, or the reason why there is none."""
     import torch
 
-    values: list[float | str] = [""] * len(paths)
+    def listen(wav: Tensor, sample_rate: int, places: Sequence[int]) -> Sequence[Tensor | str]:
+        try:
+            with torch.no_grad():
+                return list(embed(wav, sample_rate).float().cpu())
+        except (MemoryError, RuntimeError, ValueError) as error:
+            if not isinstance(error, ValueError) and not is_out_of_memory(error):
+                raise
+            problem = _one_line(error)
+        if len(wav) == 1:
+            return [problem]
+        half = len(wav) // 2
+        first = listen(wav[:half], sample_rate, places[:half])
+        return [*first, *listen(wav[half:], sample_rate, places[half:])]
+
+    return _hear(listen, load_audio, paths)
+
+
+def _hear(
+    listen: Callable[[Tensor, int, Sequence[int]], Sequence[T | str]], load_audio: LoadAudio, paths: Sequence[Path]
+) -> list[T | str]:
+    """What `listen(wav [B, C, T], sample_rate, places in paths)` makes of each file, or why it cannot be read."""
+    import torch
+
+    values: list[T | str] = [""] * len(paths)
     group: list[tuple[int, Tensor, int]] = []  # (place in the lists, wav [C, T], sample rate in Hz)
 
     def flush() -> None:
         if group:
-            wav = torch.stack([clip for _, clip, _ in group])
-            rewards = _rewards(reward, wav, group[0][2], [prompts[place] for place, _, _ in group])
-            for (place, _, _), value in zip(group, rewards, strict=True):
+            places = [place for place, _, _ in group]
+            heard = listen(torch.stack([clip for _, clip, _ in group]), group[0][2], places)
+            for place, value in zip(places, heard, strict=True):
                 values[place] = value
             group.clear()
 
