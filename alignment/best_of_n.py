@@ -164,7 +164,7 @@ def best_of_n(
         }
 
     run.start(describe)
-    stages = stages_of(run.config["strategy"])  # a continued run keeps its plan: clocks do not repeat themselves
+    stages = stages_of(run.config["strategy"], backbone, settings, config.strategy)
 
     def maker(level: GenerationSettings) -> Callable[[Sequence[Item]], list[str | None]]:
         def make(batch: Sequence[Item]) -> list[str | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from alignment.errors import InputError
@@ -53,12 +53,26 @@ class Stage:
     nfe: float
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "settings": self.settings.to_dict()}
 
 
-def stages_of(record: Mapping[str, Any]) -> list[Stage]:
-    """The stages as config.json keeps them."""
-    return [Stage(**{**stage, "settings": GenerationSettings(**stage["settings"])}) for stage in record["stages"]]
+def stages_of(
+    record: Mapping[str, Any], backbone: Backbone, settings: GenerationSettings, strategy: Strategy
+) -> list[Stage]:
+    """The stages of a run as its config.json keeps them: a plan that was made with a clock is not made again.
+
+    Raises:
+        InputError: the backbone's drafts are others now.
+    """
+    levels = _levels(backbone, settings, strategy)
+    rows = record["stages"]
+    if [row["settings"] for row in rows] != [level.to_dict() for level in levels]:
+        raise InputError(f"{backbone.name} makes other drafts than when this run was begun; --overwrite starts anew")
+    return [Stage(**{**row, "settings": level}) for row, level in zip(rows, levels, strict=True)]
+
+
+def _levels(backbone: Backbone, settings: GenerationSettings, strategy: Strategy) -> list[GenerationSettings]:
+    return [*(draft_settings(backbone, settings) if strategy == "halving" else []), settings]
 
 
 def draft_settings(backbone: Backbone, settings: GenerationSettings) -> list[GenerationSettings]:
@@ -69,15 +83,16 @@ def draft_settings(backbone: Backbone, settings: GenerationSettings) -> list[Gen
     """
     if isinstance(backbone, DraftingBackbone):
         return list(backbone.draft_settings(settings))
-    steps = sorted({max(1, settings.num_inference_steps // part) for part in (8, 4)})
-    return [replace(settings, num_inference_steps=n) for n in steps if n < settings.num_inference_steps]
+    most = settings.num_inference_steps or 1
+    steps = sorted({max(1, most // part) for part in (8, 4)})
+    return [replace(settings, num_inference_steps=n) for n in steps if n < most]
 
 
 def network_evaluations(backbone: Backbone, settings: GenerationSettings) -> float:
     """Evaluations of the network for one clip: the backbone's own count, or steps, twice with guidance."""
     if isinstance(backbone, DraftingBackbone):
         return float(backbone.cost(settings))
-    return settings.num_inference_steps * (2.0 if settings.guidance_scale > 1 else 1.0)
+    return (settings.num_inference_steps or 1) * (2.0 if settings.guidance_scale > 1 else 1.0)
 
 
 def plan_stages(
@@ -105,12 +120,10 @@ def plan_stages(
     Raises:
         InputError: the backbone has no drafts of these settings, or the budget is too small for one clip per prompt.
     """
-    levels = [*(draft_settings(backbone, settings) if strategy == "halving" else []), settings]
+    levels = _levels(backbone, settings, strategy)
     if strategy == "halving" and len(levels) == 1:
-        raise InputError(
-            f"{backbone.name} has no cheaper drafts of {settings.num_inference_steps} steps and {settings.duration:g} "
-            "s; give more steps, or --strategy full"
-        )
+        asked = ", ".join(f"{name} {value:g}" for name, value in settings.to_dict().items())
+        raise InputError(f"{backbone.name} has no cheaper drafts of {asked}; give more steps, or --strategy full")
     evaluations = [network_evaluations(backbone, level) for level in levels]
     costs = evaluations
     if budget is not None and budget.unit == "s":

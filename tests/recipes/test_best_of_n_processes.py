@@ -37,8 +37,9 @@ def options(backbone_directory: Path, judge_directory: Path, tmp_path: Path) -> 
 def launch(arguments: list[object]) -> subprocess.Popen[str]:
     # --multi_gpu is what starts several processes at all; --device cpu among the arguments keeps them on the CPU
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "recipes" / "best_of_n.py"),
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        str(ROOT / "recipes" / "best_of_n.py"),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_PORT": "29617"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
