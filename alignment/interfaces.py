@@ -49,8 +49,11 @@ class Embed(Protocol):
 class Processes(Protocol):
     """The processes of a run, with the names of accelerate's PartialState, which is one."""
 
-    num_processes: int
-    process_index: int
+    @property
+    def num_processes(self) -> int: ...
+
+    @property
+    def process_index(self) -> int: ...
 
 
 class LoadAudio(Protocol):

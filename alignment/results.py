@@ -151,9 +151,10 @@ def _curves(
         if drafted:
             rows.append(np.array([value(best)], dtype=np.float64))
             continue
-        values = [np.nan if c.reward is None else value(c) for c in pool]
-        keys = [np.nan if c.reward is None else ranking_value(c, selection) for c in pool]
-        rows.append(best_of_n_curves([values], [keys])[0, :num_candidates])
+        # None, of a candidate without a reward, becomes NaN
+        values = np.array([[value(candidate) if candidate.reward is not None else None for candidate in pool]], float)
+        keys = np.array([[ranking_value(candidate, selection) for candidate in pool]], float)
+        rows.append(best_of_n_curves(values, keys)[0, :num_candidates])
     return np.stack(rows) if rows else np.zeros((0, num_candidates))
 
 

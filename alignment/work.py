@@ -79,10 +79,10 @@ def carry_out(
         """The records of whole batches, in the order of the items."""
         records: dict[Key, dict[str, Any]] = {}
         for path, line, record in found:
-            key = record.get("prompt_id"), record.get("candidate")
-            if key not in known:
+            prompt_id, candidate = record.get("prompt_id"), record.get("candidate")
+            if not isinstance(prompt_id, str) or not isinstance(candidate, int) or (prompt_id, candidate) not in known:
                 raise InputError(f"{path}:{line}: not the candidate expected; --overwrite starts anew")
-            records[key] = record  # type: ignore[index]
+            records[prompt_id, candidate] = record
         batches = batches_of(items, batch_size)
         whole = [batch for batch in batches if all(item.key in records for item in batch)]
         return [records[item.key] for batch in whole for item in batch]
