@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from alignment.candidates import generate_clips
+from alignment.candidates import Judges, generate_clips
 from alignment.errors import InputError
 from alignment.interfaces import (
     Backbone,
@@ -27,7 +27,7 @@ from alignment.interfaces import (
     Reward,
     SaveAudio,
 )
-from alignment.judging import Driver, Judges
+from alignment.judging import Driver
 from alignment.prompts import file_stem
 from alignment.results import best_of
 from alignment.runs import AUDIO, DRAFTS, RunDirectory, versions

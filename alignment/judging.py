@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
-from alignment.candidates import embed_files, judge_files
-from alignment.diversity import diversities, embedding_record, log_mel_embedding
+from alignment.candidates import Heard, Judges, judge_files
+from alignment.diversity import diversities, embedding_record
 from alignment.errors import InputError
-from alignment.interfaces import Candidate, Embed, LoadAudio, Reward, UncertainReward
+from alignment.interfaces import Candidate, LoadAudio
 from alignment.processes import agree
 from alignment.report import write_report
 from alignment.results import best_of, summarize
@@ -22,28 +22,6 @@ logger = logging.getLogger(__name__)
 
 # brings a batch's files into being; an error per item, or None
 Make = Callable[[Sequence[Item]], list["str | None"]]
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Who hears the clips.
-
-    reward: selects.
-    selection: by the "reward", or by its "lower-bound": the reward less the judge's uncertainty of it.
-    side: other judges, by name, whose values stand beside and never select.
-    embed: embeddings for the diversity of a prompt's clips.
-    """
-
-    reward: Reward
-    selection: str = "reward"
-    side: Mapping[str, Reward] = field(default_factory=dict)
-    embed: Embed = log_mel_embedding
-
-    def __post_init__(self) -> None:
-        if self.selection not in ("reward", "lower-bound"):
-            raise InputError(f"selection is {self.selection!r}; expected 'reward' or 'lower-bound'")
-        if self.selection == "lower-bound" and not isinstance(self.reward, UncertainReward):
-            raise InputError("selection by lower-bound needs a judge with uncertainty(...), which this one has not")
 
 
 class Driver:
@@ -129,69 +107,50 @@ class Driver:
     def _judged(self, batch: Sequence[Item], make: Make, started: float, *, draft: bool) -> list[Candidate]:
         errors = make(batch)
         made = time.perf_counter()
-        rewards = self._values(self.judges.reward, batch, errors)
-        uncertain: list[float | str] = [0.0] * len(batch)
-        if self.judges.selection == "lower-bound":
-            judge = cast(UncertainReward, self.judges.reward)
-            uncertain = self._values(judge.uncertainty, batch, errors)
-        pairs = zip(rewards, uncertain, strict=True)
-        values = [doubt if isinstance(doubt, str) and not isinstance(r, str) else r for r, doubt in pairs]
-        sound = [item for item, value in zip(batch, values, strict=True) if not isinstance(value, str)]
-        side = {} if draft else self._beside(sound)
+        sound = [item for item, error in zip(batch, errors, strict=True) if error is None]
+        paths, texts = [item.path for item in sound], [item.prompt.prompt for item in sound]
+        judged = iter(judge_files(self.judges, self.load_audio, paths, texts, draft=draft))
+        heard = [next(judged) if error is None else Heard(error) for error in errors]
+        candidates = [self._candidate(item, one, draft) for item, one in zip(batch, heard, strict=True)]
         if not draft:
-            self._embed(sound)
-        candidates = []
-        for item, value, deviation in zip(batch, values, uncertain, strict=True):
-            failed = isinstance(value, str)
-            if failed:
-                logger.warning("prompt %s, candidate %d: %s", item.prompt.prompt_id, item.candidate, value)
-                if item.seed is not None:
-                    item.path.unlink(missing_ok=True)
-            asked = self.judges.selection == "lower-bound" and not failed
-            candidates.append(
-                Candidate(
-                    prompt_id=item.prompt.prompt_id,
-                    prompt=item.prompt.prompt,
-                    candidate=item.candidate,
-                    seed=item.seed,
-                    reward=None if isinstance(value, str) else value,
-                    path=None if draft or (failed and item.seed is not None) else item.name,
-                    error=value if isinstance(value, str) else None,
-                    uncertainty=float(deviation) if asked else None,
-                    side=side.get(item.key),
-                )
-            )
+            self._embed([(c, one) for c, one in zip(candidates, heard, strict=True) if c.reward is not None])
         self.timing["generate"] += made - started
         self.timing["score"] += time.perf_counter() - made
         return candidates
 
-    def _values(self, judge: Reward, batch: Sequence[Item], errors: Sequence[str | None]) -> list[float | str]:
-        """A value, or the reason why there is none, for each item of a batch."""
-        sound = [item for item, error in zip(batch, errors, strict=True) if error is None]
-        values = iter(self._hear(judge, sound))
-        return [next(values) if error is None else error for error in errors]
+    def _candidate(self, item: Item, heard: Heard, draft: bool) -> Candidate:
+        made_elsewhere = item.seed is None
+        problem = next((text for text in (heard.reward, heard.uncertainty) if isinstance(text, str)), None)
+        if problem is not None:
+            logger.warning("prompt %s, candidate %d: %s", *item.key, problem)
+            if not made_elsewhere:
+                item.path.unlink(missing_ok=True)
+        side: dict[str, float | None] = {}
+        for name, value in heard.side.items() if problem is None else ():
+            # a clip that a side judge cannot hear keeps its reward
+            if isinstance(value, str):
+                logger.warning("prompt %s, candidate %d: %s: %s", *item.key, name, value)
+            side[name] = None if isinstance(value, str) else value
+        return Candidate(
+            prompt_id=item.prompt.prompt_id,
+            prompt=item.prompt.prompt,
+            candidate=item.candidate,
+            seed=item.seed,
+            reward=None if problem is not None or isinstance(heard.reward, str) else heard.reward,
+            path=None if draft or (problem is not None and not made_elsewhere) else item.name,
+            error=problem,
+            uncertainty=None if problem is not None or isinstance(heard.uncertainty, str) else heard.uncertainty,
+            side=side or None,
+        )
 
-    def _hear(self, judge: Reward, items: Sequence[Item]) -> list[float | str]:
-        return judge_files(judge, self.load_audio, [i.path for i in items], [i.prompt.prompt for i in items])
-
-    def _beside(self, items: Sequence[Item]) -> dict[tuple[str, int], dict[str, float | None]]:
-        """What the side judges say; a clip that one of them cannot judge keeps its reward."""
-        found: dict[tuple[str, int], dict[str, float | None]] = {}
-        for name, judge in self.judges.side.items():
-            for item, value in zip(items, self._hear(judge, items), strict=True):
-                if isinstance(value, str):
-                    logger.warning("prompt %s, candidate %d: %s: %s", *item.key, name, value)
-                found.setdefault(item.key, {})[name] = None if isinstance(value, str) else value
-        return found
-
-    def _embed(self, items: Sequence[Item]) -> None:
-        embeddings = embed_files(self.judges.embed, self.load_audio, [item.path for item in items])
+    def _embed(self, judged: Sequence[tuple[Candidate, Heard]]) -> None:
         records = []
-        for item, embedding in zip(items, embeddings, strict=True):
-            if isinstance(embedding, str):
-                logger.warning("prompt %s, candidate %d: no embedding: %s", *item.key, embedding)
-            else:
-                records.append(embedding_record(item.key, embedding))
+        for candidate, heard in judged:
+            key = candidate.prompt_id, candidate.candidate
+            if isinstance(heard.embedding, str):
+                logger.warning("prompt %s, candidate %d: no embedding: %s", *key, heard.embedding)
+            elif heard.embedding is not None:
+                records.append(embedding_record(key, heard.embedding))
         self.run.append_records(records, EMBEDDINGS)
 
     def finish(self, pools: list[list[Candidate]]) -> tuple[list[list[Candidate]], dict[str, Any]]:

@@ -89,13 +89,14 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
 
     from alignment import load_backbone
     from tunejury import load_audio, load_reward, save_audio
-    from tunejury.side_metrics import audio_embeddings, clap_score
+    from tunejury.side_metrics import Hearing
 
     device = None if arguments.device == "auto" else arguments.device
     if processes.num_processes > 1 and device in (None, "cuda"):
         device = str(processes.device)
     reward = load_reward(arguments.reward, device=device, protocol=arguments.protocol)
-    side = {"clap_score": score} if (score := clap_score(reward)) else {}
+    hearing = Hearing(reward)
+    side = {"clap_score": hearing.clap_score} if hearing.clap_score else {}
     info = {"reward": {"name": reward.config.name, "licenses": reward.licenses()}, "protocol": reward.protocol}
     info |= {"embedding": f"audio encoders of {reward.config.name}", "side": {}}
     if arguments.held_out_reward is not None:
@@ -103,18 +104,17 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
         info["side"]["held_out_reward"] = {"name": other.config.name, "licenses": other.licenses()}
         info["side"]["held_out_reward"]["protocol"] = other.protocol
     # the judge's encoders hear one channel: an hour of eight channels is mixed down as it is read
-    given = {"load_audio": partial(load_audio, channels=1), "side_rewards": side, "info": info}
-    given["embed"] = audio_embeddings(reward)
+    given = {"load_audio": partial(load_audio, channels=1), "side_rewards": side, "embed": hearing.embed, "info": info}
     with tqdm(unit="clip", desc="best of n", disable=not is_main(processes)) as given["progress"]:
         if asked.clips is not None:
             given |= {"batch_size": config.batch_size, "selection": config.selection}
             with directory:
-                result = rank_existing(asked.clips, reward, directory, **given)
+                result = rank_existing(asked.clips, hearing, directory, **given)
         else:
             backbone = load_backbone(arguments.backbone, device=device, dtype=arguments.dtype)
             backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
             with directory:
-                result = best_of_n(backbone, reward, asked.prompts, config, directory, save_audio=save_audio, **given)
+                result = best_of_n(backbone, hearing, asked.prompts, config, directory, save_audio=save_audio, **given)
     return directory.path, result.summary
 
 
@@ -126,10 +126,9 @@ def main() -> None:
         output_dir, summary = run(arguments, processes)
         if is_main(processes):
             print(f"{describe(summary)}\nresults: {output_dir / RESULTS}\nreport: {output_dir / REPORT}")
-    except SaidElsewhere:
-        raise SystemExit(2) from None
     except (AlignmentInputError, JudgeInputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, SaidElsewhere):
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)

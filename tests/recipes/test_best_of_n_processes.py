@@ -77,7 +77,7 @@ def test_two_processes_one_of_them_killed_end_as_one(
     shared = ["--output-dir", tmp_path / "shared", *options]
     process = launch(shared)
     own = tmp_path / "shared" / ".candidates.jsonl.1"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not (own.exists() and own.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.01)
