@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from alignment.diversity import log_mel_embedding
 from alignment.errors import InputError, NonFiniteAudioError
-from alignment.interfaces import Backbone, GenerationSettings, LoadAudio, Reward
+from alignment.interfaces import Backbone, Embed, GenerationSettings, LoadAudio, Reward, UncertainReward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # torch is imported where it is used: checking a configuration must not wait for it
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # samples judged at once: 64 MiB of float32; a folder of hour-long files is judged one by one
 MAX_JUDGED_SAMPLES = 1 << 24
@@ -63,54 +67,121 @@ def generate_clips(
     return first + generate_clips(backbone, settings, prompts[half:], seeds[half:])
 
 
-def judge_files(
-    reward: Reward, load_audio: LoadAudio, paths: Sequence[Path], prompts: Sequence[str]
-) -> list[float | str]:
-    """The reward of each audio file, or the reason why there is none.
+@dataclass(frozen=True)
+class Judges:
+    """Who hears the clips.
 
-    Neighbouring files of equal length and rate are judged in one call.
+    reward: selects.
+    selection: by the "reward", or by its "lower-bound": the reward less the judge's uncertainty of it.
+    side: other judges, by name, whose values stand beside and never select.
+    embed: embeddings for the diversity of a prompt's clips.
+    """
+
+    reward: Reward
+    selection: str = "reward"
+    side: Mapping[str, Reward] = field(default_factory=dict)
+    embed: Embed = log_mel_embedding
+
+    def __post_init__(self) -> None:
+        if self.selection not in ("reward", "lower-bound"):
+            raise InputError(f"selection is {self.selection!r}; expected 'reward' or 'lower-bound'")
+        if self.selection == "lower-bound" and not isinstance(self.reward, UncertainReward):
+            raise InputError("selection by lower-bound needs a judge with uncertainty(...), which this one has not")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What judges made of a clip; a text instead of a value says why there is none.
+
+    uncertainty is None where selection does not ask for it; side and embedding are those of final clips.
+    """
+
+    reward: float | str
+    uncertainty: float | str | None = None
+    side: Mapping[str, float | str] = field(default_factory=dict)
+    embedding: Tensor | str | None = None
+
+
+def judge_files(
+    judges: Judges, load_audio: LoadAudio, paths: Sequence[Path], prompts: Sequence[str], *, draft: bool = False
+) -> list[Heard]:
+    """What the judges make of each audio file; a draft is heard by the reward alone.
+
+    A file is read once. Neighbouring files of equal length and rate are judged in one call, and all judges get the very
+    same tensor, so that judges with common parts may share their work.
 
     Raises:
-        InputError: the reward is no callable of the agreed kind.
+        InputError: a judge is no callable of the agreed kind.
     """
     import torch
 
-    values: list[float | str] = [""] * len(paths)
+    heard: list[Heard] = [Heard("")] * len(paths)
     group: list[tuple[int, Tensor, int]] = []  # (place in the lists, wav [C, T], sample rate in Hz)
 
     def flush() -> None:
         if group:
+            places = [place for place, _, _ in group]
             wav = torch.stack([clip for _, clip, _ in group])
-            rewards = _rewards(reward, wav, group[0][2], [prompts[place] for place, _, _ in group])
-            for (place, _, _), value in zip(group, rewards, strict=True):
-                values[place] = value
+            texts = [prompts[place] for place in places]
+            for place, one in zip(places, _judge(judges, wav, group[0][2], texts, draft), strict=True):
+                heard[place] = one
             group.clear()
 
     for place, path in enumerate(paths):
         try:
             wav, sample_rate = load_audio(path)
         except (ValueError, OSError) as error:
-            values[place] = _one_line(error)
+            heard[place] = Heard(_one_line(error))
             continue
         fits = group and group[0][1].shape == wav.shape and group[0][2] == sample_rate
         if not fits or (len(group) + 1) * wav.numel() > MAX_JUDGED_SAMPLES:
             flush()
         group.append((place, wav, sample_rate))
     flush()
-    return values
+    return heard
 
 
-def _rewards(reward: Reward, wav: Tensor, sample_rate: int, prompts: Sequence[str]) -> list[float | str]:
-    import torch
+def _judge(judges: Judges, wav: Tensor, sample_rate: int, prompts: Sequence[str], draft: bool) -> list[Heard]:
+    rewards = _values(judges.reward, wav, sample_rate, prompts)
+    uncertain: list[Any] = [None] * len(wav)
+    if judges.selection == "lower-bound":
+        uncertain = _values(cast(UncertainReward, judges.reward).uncertainty, wav, sample_rate, prompts)
+    if draft:
+        return [Heard(reward, doubt) for reward, doubt in zip(rewards, uncertain, strict=True)]
+    side = {name: _values(judge, wav, sample_rate, prompts) for name, judge in judges.side.items()}
+    embeddings = _embeddings(judges.embed, wav, sample_rate)
+    return [
+        Heard(rewards[i], uncertain[i], {name: values[i] for name, values in side.items()}, embeddings[i])
+        for i in range(len(wav))
+    ]
 
-    try:
-        with torch.no_grad():
-            rewards = reward(wav, sample_rate, prompts)
+
+def _values(judge: Reward, wav: Tensor, sample_rate: int, prompts: Sequence[str]) -> list[float | str]:
+    def call(wav: Tensor, prompts: Sequence[str]) -> list[float | str]:
+        rewards = judge(wav, sample_rate, prompts)
         if rewards.shape != (len(wav),):
             raise InputError(f"the reward returned shape {list(rewards.shape)} for {len(wav)} clips; expected [B]")
         # a Python float holds a float32 exactly: the record is the very reward
         values = [float(value) for value in rewards.detach().cpu()]
         return [value if math.isfinite(value) else f"the reward is {value}" for value in values]
+
+    return _in_parts(call, wav, prompts)
+
+
+def _embeddings(embed: Embed, wav: Tensor, sample_rate: int) -> list[Tensor | str]:
+    """[E] of each clip, float32 on the CPU."""
+    return _in_parts(lambda part, _: list(embed(part, sample_rate).float().cpu()), wav, [""] * len(wav))
+
+
+def _in_parts(
+    call: Callable[[Tensor, Sequence[str]], list[T | str]], wav: Tensor, prompts: Sequence[str]
+) -> list[T | str]:
+    """What `call` makes of a batch, halved while it does not fit the memory or holds a clip that is refused."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            return call(wav, prompts)
     except (MemoryError, RuntimeError, ValueError) as error:
         # a ValueError is the judge refusing a clip: find out which one by judging fewer at once
         if not isinstance(error, ValueError) and not is_out_of_memory(error):
@@ -119,8 +190,7 @@ def _rewards(reward: Reward, wav: Tensor, sample_rate: int, prompts: Sequence[st
     if len(wav) == 1:
         return [problem]
     half = len(wav) // 2
-    first = _rewards(reward, wav[:half], sample_rate, prompts[:half])
-    return first + _rewards(reward, wav[half:], sample_rate, prompts[half:])
+    return _in_parts(call, wav[:half], prompts[:half]) + _in_parts(call, wav[half:], prompts[half:])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

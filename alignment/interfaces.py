@@ -31,6 +31,31 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+class UncertainReward(Reward, Protocol):
+    """A judge that also says how sure it is."""
+
+    def uncertainty(self, wav: torch.Tensor, sample_rate: int, prompts: Sequence[str], /) -> torch.Tensor:
+        """Standard deviation [B] of the rewards of these clips, in units of the reward."""
+        ...
+
+
+class Embed(Protocol):
+    def __call__(self, wav: torch.Tensor, sample_rate: int, /) -> torch.Tensor:
+        """Embeddings [B, E] of clips wav [B, C, T]; close ones sound alike. For diversity, never to select."""
+        ...
+
+
+class Processes(Protocol):
+    """The processes of a run, with the names of accelerate's PartialState, which is one."""
+
+    @property
+    def num_processes(self) -> int: ...
+
+    @property
+    def process_index(self) -> int: ...
+
+
 class LoadAudio(Protocol):
     def __call__(self, path: Path, /) -> tuple[torch.Tensor, int]:
         """Read a file as (wav float32 [C, T], sample rate in Hz); a ValueError or OSError says what is wrong."""
@@ -149,6 +174,23 @@ class Backbone(Protocol):
 
 
 @runtime_checkable
+class DraftingBackbone(Backbone, Protocol):
+    """A backbone that says how its clips are foretold cheaply. For one without these methods fewer denoising steps are
+    taken (see `alignment.strategies.draft_settings`).
+    """
+
+    def draft_settings(self, settings: GenerationSettings) -> Sequence[GenerationSettings]:
+        """Settings whose clips foretell those of `settings` for the same prompt and seed, cheapest first: fewer steps
+        for diffusion, a shorter duration for a model that writes from left to right. Empty where there are none.
+        """
+        ...
+
+    def cost(self, settings: GenerationSettings) -> float:
+        """Evaluations of the network (denoiser or decoder) for one clip."""
+        ...
+
+
+@runtime_checkable
 class LatentBackbone(Backbone, Protocol):
     """A backbone whose clips start from Gaussian latents that a caller may look at and change."""
 
@@ -254,8 +296,9 @@ class ExistingClip:
 class Candidate:
     """One line of candidates.jsonl.
 
-    reward is None exactly where `error` says why. path is relative to the output directory (absolute for audio made
-    elsewhere) and None where there is no file: a failed candidate, or a loser removed by keep="best".
+    reward is None where `error` says why, and for a candidate that a strategy gave up after its drafts. path is
+    relative to the output directory (absolute for audio made elsewhere) and None where there is no file: a failed or
+    given-up candidate, or a loser removed by keep="best".
     """
 
     prompt_id: str
@@ -265,9 +308,14 @@ class Candidate:
     reward: float | None
     path: str | None
     error: str | None = None
+    uncertainty: float | None = None
+    """Standard deviation of the reward, where it was asked for."""
+    side: dict[str, float | None] | None = None
+    """What other judges say, by name; never used for selection."""
+    draft_rewards: list[float | None] | None = None
+    """By stage, as far as the candidate got; None for a draft that failed."""
 
     def to_dict(self) -> dict[str, Any]:
         record = asdict(self)
-        if self.error is None:
-            del record["error"]
-        return record
+        optional = ("error", "uncertainty", "side", "draft_rewards")
+        return {key: value for key, value in record.items() if value is not None or key not in optional}

@@ -9,7 +9,8 @@ import base64
 import io
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +53,9 @@ def write_report(run: RunDirectory, summary: Mapping[str, Any]) -> Path:
     environment.filters["duration"] = _duration
     html = environment.get_template("best_of_n.html.j2").render(
         summary=summary,
-        curve=_curve_svg(summary),
+        curve=_curve_svg(summary) if len(summary["mean_reward_at_n"]) > 1 else "",
         steps=[n for n in summary["mean_reward_at_n"] if _in_table(int(n), summary["num_candidates"])],
-        rows=_rows(run.path, summary["prompts"]),
+        rows=_rows(run.path, summary),
         licenses=_licenses(summary),
         settings=_settings(summary),
         single_prompt=summary["ci"]["num_prompts"] == 1,
@@ -63,8 +64,10 @@ def write_report(run: RunDirectory, summary: Mapping[str, Any]) -> Path:
     return run.write_text(REPORT, html)
 
 
-def _rows(folder: Path, prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _rows(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry per prompt: its clips with players, and its rewards as places on a common axis."""
+    prompts = summary["prompts"]
+    bad = Counter(item["prompt_id"] for item in summary["failed"])
     rewards = [c["reward"] for prompt in prompts for c in prompt["candidates"] if c["reward"] is not None]
     low, high = min(rewards), max(rewards)
     span = (high - low) or 1.0
@@ -74,7 +77,9 @@ def _rows(folder: Path, prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         clips = []
         same = prompt["best"] is not None and prompt["best"]["candidate"] == prompt["first"]["candidate"]
         for role, clip in (("First", prompt["first"]), ("Best", prompt["best"])):
-            if clip is None or (same and role == "First"):
+            # a first candidate that was given up after its draft has no clip to compare with
+            given_up = clip is not None and clip["reward"] is None and "draft_rewards" in clip
+            if clip is None or given_up or (same and role == "First"):
                 continue
             source = None
             if clip["path"] is not None:
@@ -99,8 +104,10 @@ def _rows(folder: Path, prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         ]
         # the first and the best are drawn last, on top
         dots.sort(key=lambda dot: ("other", "first", "best").index(dot["kind"]))
-        failed = sum(c["reward"] is None for c in prompt["candidates"])
-        rows.append({**prompt, "clips": clips, "gain": gain, "dots": dots, "failed": failed, "low": low, "high": high})
+        rows.append(
+            {**prompt, "clips": clips, "gain": gain, "dots": dots, "low": low, "high": high}
+            | {"failed": bad[prompt["prompt_id"]]}
+        )
     return rows
 
 
@@ -203,8 +210,10 @@ def _licenses(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     if "backbone" in summary:
         rows.append(("backbone", summary["backbone"]["name"], summary["backbone"]["license"]))
-    for name, license_name in summary.get("reward", {}).get("licenses", {}).items():
-        rows.append(("reward", name, license_name))
+    judges = [("reward", summary.get("reward", {})), *summary.get("side", {}).items()]
+    for role, judge in judges:
+        for name, license_name in judge.get("licenses", {}).items():
+            rows.append((role.replace("_", " "), name, license_name))
     return rows
 
 
@@ -219,7 +228,7 @@ def _settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows + [(name, version) for name, version in summary.get("versions", {}).items()]
 
 
-_TABLES = ("prompts", "clips")
+_TABLES = ("prompts", "clips")  # shown elsewhere
 
 
 def _in_table(n: int, largest: int) -> bool:

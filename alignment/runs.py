@@ -2,66 +2,110 @@
 
 config.json is what makes a folder a run. Its `settings` decide whether a later command continues the run; everything
 else in it (resolved defaults, versions, models and their licences) is a record for readers.
+
+Several processes may share a run. The main one looks after the folder; each appends records to a file of its own
+(a hidden one beside the main process's), and `gather` makes one file of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 import shutil
-import tempfile
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from alignment.errors import InputError
+from alignment.files import append_lines, json_lines, read_json, read_lines, write_json, write_text
+from alignment.interfaces import Processes
+from alignment.processes import ALONE, agree, is_main
+from alignment.run_folders import (
+    CONFIG,
+    LOCK,
+    RESULTS,
+    check_writable,
+    compare,
+    default_output_directory,
+    read_config,
+    versions,
+    visible,
+)
+
+__all__ = [
+    "AUDIO",
+    "CONFIG",
+    "DRAFTS",
+    "EMBEDDINGS",
+    "RECORDS",
+    "REPORT",
+    "RESULTS",
+    "TIMING",
+    "RunDirectory",
+    "default_output_directory",
+    "read_config",
+    "versions",
+]
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.json"
 RECORDS = "candidates.jsonl"
-RESULTS = "results.json"
+DRAFTS = "drafts-{}.jsonl"
+EMBEDDINGS = "embeddings.jsonl"
 REPORT = "report.html"
 TIMING = "timing.json"
 AUDIO = "audio"
-_LOCK = ".lock"
 _FORMAT = 1
+# everything a run writes but its configuration; {} of a name, and the processes' own parts, are found by pattern
+_WRITTEN = (RESULTS, REPORT, RECORDS, DRAFTS.format("*"), EMBEDDINGS, TIMING)
 
 
 class RunDirectory:
-    """One run's folder. Used as a context manager by the process that writes it; a second one is refused.
+    """One run's folder. Used as a context manager by the processes that write it; others are refused.
+
+    Where several processes share the run, each makes one and all call the same methods in the same order.
 
     Args:
-        path: the folder; it need not exist yet.
+        path: the folder; it need not exist yet. Shared by all processes.
         recipe: what kind of run it is, e.g. "best_of_n".
         settings: what the user asked for, as JSON values. A run is continued only by the same settings.
         overwrite: clear a run of ours that was made with other settings, or start the same one anew.
+        processes: those that share the run.
 
     Raises:
         InputError: the folder belongs to something else, to a run with other settings, or cannot be written. Nothing
             has been written by then.
     """
 
-    def __init__(self, path: str | Path, recipe: str, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        recipe: str,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        processes: Processes = ALONE,
+    ) -> None:
         self.path = Path(path)
         self.recipe = recipe
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))  # as it will read back: tuples are lists
         self.overwrite = overwrite
+        self.processes = processes
         self._lock: IO[str] | None = None
         self._new = False
-        self._check()
+        agree(processes, self._check)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process looks after the folder."""
+        return is_main(self.processes)
 
     def _check(self) -> None:
-        _check_writable(self.path)
-        if not self.path.exists() or not _visible(self.path):
+        check_writable(self.path)
+        if not self.path.exists() or not visible(self.path):
             return
         config = read_config(self.path)
         if config is None:
@@ -69,11 +113,15 @@ class RunDirectory:
                 f"{self.path} is not empty and is no run of ours (it has no {CONFIG}); choose another --output-dir"
             )
         if not self.overwrite:
-            _compare(self.path, config, self.recipe, self.settings)
+            compare(self.path, config, self.recipe, self.settings)
 
     def __enter__(self) -> RunDirectory:
+        agree(self.processes, self._take)
+        return self
+
+    def _take(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = open(self.path / _LOCK, "w")  # noqa: SIM115 - held until __exit__; the kernel frees it if we are killed
+        lock = open(self.path / LOCK, "w")  # noqa: SIM115 - held until __exit__; the kernel frees it if we are killed
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -83,7 +131,6 @@ class RunDirectory:
         self._check()  # the folder may have changed between the first look and the lock
         for leftover in [*self.path.glob(".*.tmp"), *(self.path / AUDIO).glob(".*.tmp")]:
             leftover.unlink()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -92,37 +139,45 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def start(self, info: Mapping[str, Any]) -> None:
+    def start(self, info: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
         """Write config.json for a new run, or leave that of the run being continued.
 
         Args:
-            info: what is recorded beside the settings (JSON values).
+            info: what is recorded beside the settings (JSON values), or what makes it, for a new run only.
         """
+        agree(self.processes, lambda: self._start(info))
+
+    def _start(self, info: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
         config = read_config(self.path)
         if config is not None and not self.overwrite:
             changed = sorted(
-                f"{name} {config.get('versions', {}).get(name)} -> {version}"
-                for name, version in info.get("versions", {}).items()
-                if config.get("versions", {}).get(name) != version
+                f"{name} {config['versions'][name]} -> {version}"
+                for name, version in versions().items()
+                if config.get("versions", {}).get(name, version) != version
             )
             if changed:
                 logger.warning("continuing a run made with other versions: %s", ", ".join(changed))
             return
+        record = info() if callable(info) else info
         if config is not None:
             # config.json goes last: killed half-way, the folder is still known as ours
-            shutil.rmtree(self.audio, ignore_errors=True)
-            for name in (RESULTS, REPORT, RECORDS, TIMING):
-                (self.path / name).unlink(missing_ok=True)
+            self._clear()
         self._new = config is None
-        self.write_json(CONFIG, {"recipe": self.recipe, "format": _FORMAT, "settings": self.settings, **info})
+        self.write_json(CONFIG, {"recipe": self.recipe, "format": _FORMAT, "settings": self.settings, **record})
         self.audio.mkdir(exist_ok=True)
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.audio, ignore_errors=True)
+        for pattern in _WRITTEN:
+            for path in [*self.path.glob(pattern), *self.path.glob(f".{pattern}.*")]:
+                path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Undo `start` for a run that came to nothing and was new: remove what it wrote, and the folder if empty."""
         if not self._new:
             return
-        shutil.rmtree(self.audio, ignore_errors=True)
-        for name in (RESULTS, REPORT, RECORDS, TIMING, CONFIG, _LOCK):
+        self._clear()
+        for name in (CONFIG, LOCK):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
@@ -150,170 +205,65 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a value atomically; floats keep full precision, and NaN is refused (ValueError), not written."""
-        return self.write_text(name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return write_json(self.path / name, value)
 
     def write_text(self, name: str, text: str) -> Path:
-        path = self.path / name
-        with atomic_path(path) as temporary:
-            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        return path
+        return write_text(self.path / name, text)
 
     def read_json(self, name: str) -> Any | None:
         """The value in a file of the run, or None where there is none."""
-        return _read_json(self.path / name)
+        return read_json(self.path / name)
+
+    def own(self, name: str) -> str:
+        """Name of this process's part of a file that every process writes; the main one's is the file itself."""
+        return name if self.is_main else f".{name}.{self.processes.process_index}"
+
+    def parts(self, name: str) -> list[Path]:
+        """The parts of such a file that are there, of whatever processes wrote them, the main one's first."""
+        others = sorted(path for path in self.path.glob(f".{name}.*") if path.suffix[1:].isdigit())
+        return [path for path in (self.path / name, *others) if path.is_file()]
 
     def append_records(self, records: Iterable[Mapping[str, Any]], name: str = RECORDS) -> None:
-        """Append one line per record, all in one write, and wait until they are on the disk."""
-        lines = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-        with open(self.path / name, "ab") as file:
-            file.write(lines.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+        """Append one line per record to this process's part, in one write, and wait until they are on the disk."""
+        append_lines(self.path / self.own(name), records)
 
     def write_records(self, records: Iterable[Mapping[str, Any]], name: str = RECORDS) -> None:
         """Replace the whole file atomically."""
-        self.write_text(name, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records))
+        self.write_text(name, json_lines(records))
 
     def read_records(self, name: str = RECORDS) -> list[dict[str, Any]]:
-        """The records so far. A last line that a crash cut short is left out.
+        """The records in the file so far. A last line that a crash cut short is left out.
 
         Raises:
             InputError: a line further up is damaged.
         """
-        path = self.path / name
-        if not path.is_file():
-            return []
-        whole, _, _ = path.read_bytes().rpartition(b"\n")
-        records = []
-        for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                raise InputError(f"{path}:{number}: damaged record; run again with --overwrite to start anew")
-            records.append(record)
+        return read_lines(self.path / name)
+
+    def gather(
+        self, select: Callable[[list[tuple[Path, int, dict[str, Any]]]], list[dict[str, Any]]], name: str = RECORDS
+    ) -> list[dict[str, Any]]:
+        """Make one file of all processes' parts; all of them get its records.
+
+        Args:
+            select: given (file, line, record) of every part, says which records stay, in what order.
+            name: the file.
+        """
+        agree(self.processes, lambda: None)  # everyone has written what it had to
+        agree(self.processes, lambda: self._merge(select, name))
+        # from the file, not by broadcast: there may be millions
+        records = self.read_records(name)
+        agree(self.processes, lambda: None)  # nobody appends before everyone has read
         return records
 
-
-def default_output_directory(recipe: str, settings: Mapping[str, Any], root: str | Path = "runs") -> Path:
-    """`runs/<recipe>/<timestamp>`: the newest unfinished run with the same settings, so that running a command again
-    continues where it stopped; otherwise a new folder.
-
-    A run that another process is writing at the moment is not taken.
-    """
-    settings = json.loads(json.dumps(settings))
-    folder = Path(root) / recipe
-    if folder.is_dir():
-        for path in sorted((entry for entry in folder.iterdir() if entry.is_dir()), reverse=True):
-            with contextlib.suppress(InputError):
-                config = read_config(path)
-                same = config is not None and config.get("recipe") == recipe and config.get("settings") == settings
-                if same and not (path / RESULTS).is_file() and not _locked(path):
-                    logger.info("continuing %s", path)
-                    return path
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = folder / stamp
-    number = 2
-    while path.exists():
-        path = folder / f"{stamp}-{number}"
-        number += 1
-    return path
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block ends well and removed otherwise."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_config(path: Path) -> dict[str, Any] | None:
-    """config.json of a run directory, or None where the folder has none of ours.
-
-    Raises:
-        InputError: it is there but cannot be read.
-    """
-    config = _read_json(path / CONFIG)
-    ours = isinstance(config, dict) and {"recipe", "format", "settings"} <= config.keys()
-    return config if ours else None
-
-
-def versions() -> dict[str, str]:
-    """Versions a result depends on, by distribution name; nothing is imported to find them."""
-    found = {"python": platform.python_version()}
-    for name in ("tunejury-toolkit", "torch", "diffusers", "transformers", "numpy"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _read_json(path: Path) -> Any | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from None
-
-
-def _visible(path: Path) -> list[Path]:
-    """What is in a folder apart from hidden files: a crash before config.json leaves a lock or a temporary file."""
-    return [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-
-
-def _check_writable(path: Path) -> None:
-    """Try to write where the folder is, or will be made; leaves nothing behind."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; --output-dir expects a folder")
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"{path} cannot be made: {existing} is a file")
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {existing}: {error.strerror}") from None
-
-
-def _compare(path: Path, config: dict[str, Any], recipe: str, settings: dict[str, Any]) -> None:
-    if config["recipe"] != recipe:
-        raise InputError(
-            f"{path} holds a {config['recipe']} run; choose another --output-dir, or --overwrite to clear it"
+    def _merge(
+        self, select: Callable[[list[tuple[Path, int, dict[str, Any]]]], list[dict[str, Any]]], name: str
+    ) -> None:
+        parts = self.parts(name)
+        if not parts:
+            return
+        self.write_records(
+            select([(path, line, record) for path in parts for line, record in enumerate(read_lines(path), 1)]), name
         )
-    before = config["settings"]
-    for key in [*settings, *(key for key in before if key not in settings)]:
-        if key in settings and key in before and settings[key] == before[key]:
-            continue
-        old, new = (_brief(values, key) for values in (before, settings))
-        detail = f"{key} was {old}, now {new}" if old != new else f"{key} differs"
-        raise InputError(
-            f"{path} holds a run with other settings ({detail}); give another --output-dir, or --overwrite"
-        )
-
-
-def _brief(values: Mapping[str, Any], key: str) -> str:
-    if key not in values:
-        return "not set"
-    text = json.dumps(values[key], ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:40]}... ({len(values[key])} entries)"
-
-
-def _locked(path: Path) -> bool:
-    try:
-        with open(path / _LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+        for path in parts:
+            if path.name != name:
+                path.unlink()

@@ -19,15 +19,19 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 
-def best_of_n_curves(rewards: ArrayLike) -> Floats:
+def best_of_n_curves(rewards: ArrayLike, ranking: ArrayLike | None = None) -> Floats:
     """Expected best-of-n reward of every prompt for n = 1..N, n candidates drawn without replacement from its pool.
 
     Args:
         rewards: [P, N]; NaN marks a candidate that failed. A failed candidate still takes a place in a draw but cannot
             win it; draws in which every candidate failed are left out.
+        ranking: [P, N], what the winner of a draw is chosen by (the first of equals wins), NaN where `rewards` is; the
+            rewards themselves if not given. With another judge's values as `rewards`, the curve is what that judge
+            says of the clips that `ranking` picks.
 
     Returns:
-        [P, N] float64, non-decreasing in n; a row of NaN for a prompt all of whose candidates failed.
+        [P, N] float64, non-decreasing in n without a `ranking`; a row of NaN for a prompt all of whose candidates
+        failed.
 
     Raises:
         ValueError: `rewards` is not a table with at least one candidate, or holds an infinity.
@@ -38,8 +42,13 @@ def best_of_n_curves(rewards: ArrayLike) -> Floats:
     if np.isinf(pool).any():
         raise ValueError("rewards hold an infinity; mark failed candidates by NaN")
     num_candidates = pool.shape[1]
-    # failed candidates rank lowest: they are never the maximum of a draw that holds a sound one
-    ranked = np.sort(np.where(np.isnan(pool), -np.inf, pool), axis=1)
+    keys = pool if ranking is None else np.asarray(ranking, dtype=np.float64)
+    if keys.shape != pool.shape or not np.array_equal(np.isnan(keys), np.isnan(pool)):
+        raise ValueError(f"expected a ranking of the same candidates {pool.shape}, got shape {keys.shape}")
+    # failed candidates rank lowest: they are never the winner of a draw that holds a sound one; from the last to the
+    # first, so that of equals the first ends higher
+    order = np.argsort(np.where(np.isnan(keys), -np.inf, keys)[:, ::-1], axis=1, kind="stable")
+    ranked = np.take_along_axis(pool[:, ::-1], order, axis=1)
     sound = np.isfinite(ranked)
     ranked = np.where(sound, ranked, 0.0)
     curves = np.full(pool.shape, np.nan)
@@ -128,3 +137,25 @@ def within_prompt_deviation(rewards: Iterable[Sequence[float]]) -> float | None:
             squares += float(((sound - sound.mean()) ** 2).sum())
             freedom += len(sound) - 1
     return (squares / freedom) ** 0.5 if freedom else None
+
+
+def rank_correlation(first: ArrayLike, second: ArrayLike) -> float | None:
+    """Spearman's rank correlation of two lists [N], equals sharing their mean rank; None where a list has no order."""
+    x, y = (_mean_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second))
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _mean_ranks(values: Floats) -> Floats:
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[group], dtype=np.float64)
+
+
+def best_of_n_divergence(num_candidates: int) -> float:
+    """Upper bound log N - (N - 1) / N, in nats, of the KL divergence of best-of-N from one draw (Beirami et al. 2024).
+
+    Exact for rewards without ties; it says how far selection can have moved the distribution, whatever the reward.
+    """
+    return float(np.log(num_candidates) - (num_candidates - 1) / num_candidates)

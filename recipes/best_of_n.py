@@ -3,6 +3,8 @@
 python recipes/best_of_n.py
 python recipes/best_of_n.py --prompt "slow jazz with a tenor saxophone" --num-candidates 16
 python recipes/best_of_n.py --candidates my_clips/ --prompt "slow jazz with a tenor saxophone"
+python recipes/best_of_n.py --strategy halving --num-candidates 32 --budget 4000nfe --held-out-reward other-judge/
+accelerate launch --num_processes 4 recipes/best_of_n.py --prompts prompts.txt --output-dir runs/shared
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from typing import Any, Literal
 import tyro
 from tqdm import tqdm
 
-from alignment.backbones.loading import check_backbone, check_device
 from alignment.best_of_n import BestOfNConfig, best_of_n, rank_existing
 from alignment.errors import InputError as AlignmentInputError
-from alignment.prompts import choose_prompts, find_clips
-from alignment.runs import REPORT, RESULTS, RunDirectory, default_output_directory
+from alignment.processes import SaidElsewhere, is_main, launched_processes
+from alignment.requests import read_request
+from alignment.results import describe
+from alignment.runs import REPORT, RESULTS, RunDirectory
 from tunejury.errors import InputError as JudgeInputError
 
 DEFAULT_PROMPTS = Path(__file__).parent / "prompts" / "default.txt"
@@ -41,6 +44,8 @@ class Arguments:
     """Text-to-music model: a shipped name, a directory in diffusers' layout, or a hub id."""
     reward: str = "compact"
     """Judge: a known name, a directory made by save_pretrained, or a hub id."""
+    held_out_reward: str | None = None
+    """A second judge, whose rewards stand beside and never select."""
     protocol: str | None = None
     """What the judge hears of a clip; the judge's own protocol if not given."""
     duration: float | None = None
@@ -55,6 +60,12 @@ class Arguments:
     """Clips made and judged at once; halved where they do not fit the memory."""
     keep: Literal["best", "all"] = "best"
     """Audio that stays: the first and the best clip of each prompt, or all."""
+    strategy: Literal["full", "halving"] = "full"
+    """full: a final clip of every candidate; halving: cheap drafts first, final clips of the promising."""
+    budget: str | None = None
+    """What the generator may spend in all: 120s (summed over processes) or 4000nfe (network evaluations)."""
+    selection: Literal["reward", "lower-bound"] = "reward"
+    """By the reward, or by the reward less the uncertainty of a judge that gives one."""
     candidates: Path | None = None
     """Rank the audio files of this folder instead of making any; needs --prompt, or a manifest in the folder."""
     output_dir: Path | None = None
@@ -67,67 +78,63 @@ class Arguments:
     """Of the backbone: float32 (default), float16, bfloat16."""
 
 
-def run(arguments: Arguments) -> tuple[Path, dict[str, Any]]:
+def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     """Check everything, load, draw, judge, write. Returns the output folder and the contents of results.json."""
-    settings = {key: str(v) if isinstance(v, Path) else v for key, v in vars(arguments).items()}
-    config = BestOfNConfig(**{name: settings[name] for name in BestOfNConfig.__dataclass_fields__})
-    check_device(arguments.device, arguments.dtype)
-    for name in ("prompts", "prompt", "output_dir", "overwrite"):
-        del settings[name]
-    if arguments.candidates is not None:
-        clips = find_clips(arguments.candidates, arguments.prompt, arguments.prompts)
-        settings["clips"] = [[clip.prompt_id, clip.prompt, str(clip.path)] for clip in clips]
-    else:
-        prompts = choose_prompts(arguments.prompt, arguments.prompts, DEFAULT_PROMPTS)
-        settings["prompts"] = [[prompt.prompt_id, prompt.prompt] for prompt in prompts]
-        check_backbone(arguments.backbone)
-    output_dir = arguments.output_dir or default_output_directory("best_of_n", settings)
-    directory = RunDirectory(output_dir, "best_of_n", settings, overwrite=arguments.overwrite)
+    config = BestOfNConfig(**{name: getattr(arguments, name) for name in BestOfNConfig.__dataclass_fields__})
+    asked = read_request("best_of_n", vars(arguments), DEFAULT_PROMPTS, processes)
+    place = {"overwrite": arguments.overwrite, "processes": processes}
+    directory = RunDirectory(asked.output_dir, "best_of_n", asked.settings, **place)
     if directory.finished and not arguments.overwrite:
-        return output_dir, directory.read_json(RESULTS)
+        return directory.path, directory.read_json(RESULTS)
 
     from alignment import load_backbone
     from tunejury import load_audio, load_reward, save_audio
+    from tunejury.side_metrics import Hearing
 
     device = None if arguments.device == "auto" else arguments.device
+    if processes.num_processes > 1 and device in (None, "cuda"):
+        device = str(processes.device)
     reward = load_reward(arguments.reward, device=device, protocol=arguments.protocol)
+    hearing = Hearing(reward)
+    side = {"clap_score": hearing.clap_score} if hearing.clap_score else {}
     info = {"reward": {"name": reward.config.name, "licenses": reward.licenses()}, "protocol": reward.protocol}
+    info |= {"embedding": f"audio encoders of {reward.config.name}", "side": {}}
+    if arguments.held_out_reward is not None:
+        other = side["held_out_reward"] = load_reward(arguments.held_out_reward, device=device)
+        info["side"]["held_out_reward"] = {"name": other.config.name, "licenses": other.licenses()}
+        info["side"]["held_out_reward"]["protocol"] = other.protocol
     # the judge's encoders hear one channel: an hour of eight channels is mixed down as it is read
-    audio = {"load_audio": partial(load_audio, channels=1), "info": info}
-    with tqdm(unit="clip", desc="best of n") as bar:
-        if arguments.candidates is not None:
+    given = {"load_audio": partial(load_audio, channels=1), "side_rewards": side, "embed": hearing.embed, "info": info}
+    with tqdm(unit="clip", desc="best of n", disable=not is_main(processes)) as given["progress"]:
+        if asked.clips is not None:
+            given |= {"batch_size": config.batch_size, "selection": config.selection}
             with directory:
-                result = rank_existing(clips, reward, directory, batch_size=config.batch_size, progress=bar, **audio)
+                result = rank_existing(asked.clips, hearing, directory, **given)
         else:
             backbone = load_backbone(arguments.backbone, device=device, dtype=arguments.dtype)
             backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
-            audio["save_audio"] = save_audio
             with directory:
-                result = best_of_n(backbone, reward, prompts, config, directory, progress=bar, **audio)
-    return output_dir, result.summary
-
-
-def show(output_dir: Path, summary: dict[str, Any]) -> None:
-    for entry in summary["prompts"]:
-        best = entry["best"] or {"reward": float("nan"), "path": "all candidates failed"}
-        print(f"{best['reward']:8.3f}  {best['path']}  {entry['prompt']}")
-    n, means = summary["num_candidates"], summary["mean_reward_at_n"]
-    print(f"mean reward: {means['1']:.3f} for one clip, {means[str(n)]:.3f} for the best of {n}")
-    print(f"failed: {summary['num_failed']} of {summary['num_failed'] + summary['num_scored']} candidates")
-    print(f"results: {output_dir / RESULTS}\nreport: {output_dir / REPORT}")
+                result = best_of_n(backbone, hearing, asked.prompts, config, directory, save_audio=save_audio, **given)
+    return directory.path, result.summary
 
 
 def main() -> None:
     arguments = tyro.cli(Arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    processes = launched_processes(arguments.device)
     try:
-        show(*run(arguments))
+        output_dir, summary = run(arguments, processes)
+        if is_main(processes):
+            print(f"{describe(summary)}\nresults: {output_dir / RESULTS}\nreport: {output_dir / REPORT}")
     except (AlignmentInputError, JudgeInputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not isinstance(error, SaidElsewhere):
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        processes.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def played(html: str) -> list[tuple[np.ndarray, int]]:
     return [soundfile.read(io.BytesIO(base64.b64decode(source)), always_2d=True) for source in sources]
 
 
-def test_is_whole_html_that_fetches_nothing(render: Render) -> None:
+def check_html(html: str) -> None:
+    """Every element is closed in its place, and nothing is fetched."""
     opened: list[str] = []
 
     class Checker(HTMLParser):
@@ -64,9 +65,14 @@ def test_is_whole_html_that_fetches_nothing(render: Render) -> None:
         def handle_endtag(self, tag: str) -> None:
             assert opened.pop() == tag
 
-    html = render([pool("a", [0.5, 1.0]), pool("b", [0.1, None])])
     Checker().feed(html)
-    assert opened == [] and "1 h 02 min" in html
+    assert opened == []
+
+
+def test_is_whole_html_that_fetches_nothing(render: Render) -> None:
+    html = render([pool("a", [0.5, 1.0]), pool("b", [0.1, None])])
+    check_html(html)
+    assert "1 h 02 min" in html
     assert "&lt;broken&gt;" in html and "<broken>" not in html
 
 
@@ -127,3 +133,28 @@ def test_long_curves_are_tabled_by_powers_of_two(render: Render) -> None:
     html = render([pool("a", rewards), pool("b", rewards)])
     table = html[html.index("Rewards by n") :]
     assert re.findall(r"<tr><td>(\d+)</td><td class=\"num\">", table) == ["1", "2", "4", "8", "16", "32", "40"]
+
+
+def test_drafts_and_what_stands_beside_are_shown(render: Render) -> None:
+    stages = [
+        {"settings": {"duration": 8.0, "num_inference_steps": 4}, "num_candidates": 3, "cost": 4.0, "nfe": 4.0},
+        {"settings": {"duration": 8.0, "num_inference_steps": 16}, "num_candidates": 2, "cost": 16.0, "nfe": 16.0},
+    ]
+    pools = [
+        [
+            Candidate(name, name, 0, 0, None, None, draft_rewards=[-1.0]),
+            Candidate(name, name, 1, 1, 0.5, None, draft_rewards=[0.0], side={"held_out": 0.25, "clap_score": None}),
+            Candidate(name, name, 2, 2, 0.7, None, draft_rewards=[0.1], side={"held_out": 0.125, "clap_score": None}),
+        ]
+        for name in "ab"
+    ]
+    side = {"held_out": {"name": "<other>", "licenses": {"other": "CC0-1.0"}}}
+    html = render(pools, strategy={"name": "halving", "budget": None, "stages": stages}, side=side)
+    check_html(html)
+    drafts = html[html.index("<h2>Drafts</h2>") :]
+    assert "1.000 (1.000 to 1.000)" in drafts and "held out (&lt;other&gt;)" in drafts and "0.1250" in drafts
+    assert "clap score" in drafts and "failed</td>" in drafts and "log N" in drafts
+    # 3 drafts and 2 clips for what 3 clips cost; the first was given up, so there is nothing to compare with
+    assert "92 %" in html and "Gain" not in html and "First" not in html and html.count("<strong>Best</strong>") == 2
+    full = render(pools[:1], side={})
+    assert "92 %" not in full and "Drafts" not in full

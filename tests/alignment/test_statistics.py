@@ -7,7 +7,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from alignment.statistics import best_of_n_curves, bootstrap_mean, expected_best_of_n, within_prompt_deviation
+from alignment.statistics import (
+    best_of_n_curves,
+    best_of_n_divergence,
+    bootstrap_mean,
+    expected_best_of_n,
+    rank_correlation,
+    within_prompt_deviation,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -91,3 +98,36 @@ def test_deviation_within_prompts_ignores_how_far_prompts_lie_apart() -> None:
     assert within_prompt_deviation(shifted) == pytest.approx(within_prompt_deviation(rewards))
     assert within_prompt_deviation([[1.0, 3.0], [np.nan, 5.0]]) == pytest.approx(2**0.5)
     assert within_prompt_deviation([[1.0], [2.0]]) is None
+
+
+def test_a_ranking_chooses_and_the_values_are_what_it_gets() -> None:
+    rewards, other = RNG.normal(size=(4, 6)), RNG.normal(size=(4, 6))
+    rewards[1, 2] = other[1, 2] = np.nan
+    curves = best_of_n_curves(other, rewards)
+    for row in range(4):
+        sound = np.isfinite(rewards[row])
+        for n in (1, 3, 6):
+            draws = [[i for i in subset if sound[i]] for subset in combinations(range(6), n)]
+            kept = [other[row, max(draw, key=lambda i: rewards[row, i])] for draw in draws if draw]
+            assert curves[row, n - 1] == pytest.approx(np.mean(kept), abs=1e-12)
+    assert best_of_n_curves(rewards, rewards) == pytest.approx(best_of_n_curves(rewards), abs=1e-12, nan_ok=True)
+    assert best_of_n_curves([[3.0, 5.0]], [[1.0, 1.0]])[0, 1] == 3.0  # the first of equals
+    with pytest.raises(ValueError, match="ranking"):
+        best_of_n_curves(rewards, other[:2])
+
+
+def test_rank_correlation_knows_order_alone() -> None:
+    values = RNG.normal(size=30)
+    assert rank_correlation(values, np.exp(values)) == pytest.approx(1)
+    assert rank_correlation(values, -(values**3)) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486832980505138)  # as scipy.stats.spearmanr
+    assert rank_correlation([1.0, 1.0], [1.0, 2.0]) is None and rank_correlation([1.0], [2.0]) is None
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_divergence_is_that_of_the_best_of_n(size: int) -> None:
+    """The best of N draws from U(0, 1) has the density N u^(N - 1); its divergence by the midpoint rule."""
+    u = (np.arange(200_000) + 0.5) / 200_000
+    density = size * u ** (size - 1)
+    assert best_of_n_divergence(size) == pytest.approx(float((density * np.log(density)).mean()), abs=1e-4)
+    assert best_of_n_divergence(1) == 0

@@ -63,7 +63,7 @@ def test_writes_everything_it_promises_without_a_network(
     out = tmp_path / "out"
     assert run_recipe("best_of_n", "--prompts", prompts, "--num-candidates", 3, "--output-dir", out, *models) == 0
     assert {path.name for path in out.iterdir() if not path.name.startswith(".")} == {
-        "config.json", "candidates.jsonl", "results.json", "report.html", "audio", "timing.json",
+        "config.json", "candidates.jsonl", "results.json", "report.html", "audio", "timing.json", "embeddings.jsonl",
     }  # fmt: skip
     results, config = results_of(out), json.loads((out / "config.json").read_text())
     assert config["settings"]["num_candidates"] == 3 and config["generation"]["duration"] == 0.5

@@ -1,0 +1,88 @@
+"""Several processes working on one run: who they are, and how they come to the same decision.
+
+`accelerate launch` starts them and accelerate's PartialState knows them; drivers see only its `num_processes` and
+`process_index`. They share a file system: what one of them finds out reaches the others through the run's own records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from alignment.errors import InputError
+from alignment.interfaces import Processes
+
+T = TypeVar("T")
+
+# a process that is done waits for the slowest; torch's own patience ends after minutes
+PATIENCE = timedelta(days=30)
+
+
+class SaidElsewhere(InputError):
+    """An error of the main process, as the others hear of it: the main one reports it."""
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    """A run that nobody shares."""
+
+    num_processes: int = 1
+    process_index: int = 0
+
+
+ALONE = OneProcess()
+
+
+def launched_processes(device: str = "auto") -> Any:
+    """accelerate's PartialState: the processes that `accelerate launch` started, or this one alone.
+
+    Args:
+        device: "cpu" keeps a launched run off the GPUs. (`accelerate launch --cpu` starts a single process unless MPI
+            is set up; `accelerate launch --multi_gpu` starts several, on CPUs too.)
+    """
+    import torch
+    from accelerate import PartialState
+
+    # without this, processes on a machine that has no GPU would each believe to be alone
+    return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
+
+
+def is_main(processes: Processes) -> bool:
+    return processes.process_index == 0
+
+
+def agree(processes: Processes, function: Callable[[], T]) -> T:
+    """Call a function in the main process; every process gets its value, and none goes on before it is known.
+
+    Raises:
+        InputError, OSError: the function's, in the main process; `SaidElsewhere` in the others.
+    """
+    if processes.num_processes == 1:
+        return function()
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None, None]
+    problem: InputError | OSError | None = None
+    if is_main(processes):
+        try:
+            outcome[0] = function()
+        except (ValueError, OSError) as error:  # a judge has an InputError of its own, a ValueError too
+            problem = error  # type: ignore[assignment]
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if problem is not None:
+        raise problem
+    if outcome[1] is not None:
+        raise SaidElsewhere(outcome[1])
+    value: T = outcome[0]
+    return value
+
+
+def share(work: Sequence[T], processes: Processes) -> Sequence[T]:
+    """This process's part: a run of neighbours, of equal length up to one, so that what belongs together is mostly in
+    one hand.
+    """
+    start, stop = (len(work) * (processes.process_index + end) // processes.num_processes for end in (0, 1))
+    return work[start:stop]
