@@ -56,12 +56,14 @@ def fit_published(
         reward: name of the judge whose rewards these are, kept in the result.
 
     Raises:
-        InputError: a vote has no system or no finite reward, `l2` is not positive, or groups of systems are not
-            compared.
+        InputError: a vote has no system or no finite reward, `l2` is not positive, all votes are ties, or groups of
+            systems are not compared.
     """
     if not l2 > 0:
         raise InputError(f"l2 is {l2}, expected a positive number: it keeps offsets finite")
     decided = [vote for vote in votes if not vote.is_tie]
+    if votes and not decided:
+        raise InputError(f"all {len(votes)} votes are ties, which the published method leaves out; use the default one")
     if len(decided) < len(votes):
         logger.warning("%d ties are left out: the published method has none", len(votes) - len(decided))
     rewards = reward_table(decided)

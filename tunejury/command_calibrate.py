@@ -66,6 +66,8 @@ class Calibrate:
             judged.append(model.config.name)
             return score_files(model, files, prompts, batch_size=self.batch_size)
 
+        if self.output is not None and self.output.is_dir():
+            raise InputError(f"{self.output} is a folder, expected the name of a file to write")
         if self.output is not None and not self.output.parent.is_dir():
             raise InputError(f"{self.output.parent} is no folder, the calibration cannot be written there")
         votes = read_votes(self.votes, judge)

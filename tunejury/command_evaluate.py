@@ -50,6 +50,8 @@ class Evaluate:
 
     def run(self) -> None:
         """Read, judge, measure, write, print."""
+        if self.output is not None and self.output.is_dir():
+            raise InputError(f"{self.output} is a folder, expected the name of a file to write")
         if self.output is not None and not self.output.parent.is_dir():
             raise InputError(f"{self.output.parent} is no folder, the report cannot be written there")
         report = {"table": str(self.table), **self._report()}

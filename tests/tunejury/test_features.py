@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from tunejury.config import RewardConfig
 from tunejury.features import SHARD_ROWS, STORE_FILE, FeatureStore
 from tunejury.head import RewardHead
 from tunejury.preferences import PreferencePair
-from tunejury.releases import read_blocks, read_head, save_head
+from tunejury.releases import excluded_blocks, read_blocks, read_head, save_head
+from tunejury.training import merge_heads
 
 PROMPTS = ("calm piano", "", "drums")
 
@@ -230,6 +232,36 @@ def test_released_format_round_trip(tmp_path: Path) -> None:
     (tmp_path / "A5.json").unlink()
     with pytest.raises(InputError, match="reads 1024 features and nothing says of which encoders"):
         read_blocks(tmp_path / "A5.pt")
+
+
+@pytest.mark.parametrize("blocks", [None, ("clap-audio",), ("clap-audio", "clap-text"), ("mert", "clap-text")])
+def test_trained_head_comes_back_from_the_released_format(
+    released_judge: RewardModel, released_files: dict[str, Path], music: Callable[..., Tensor], tmp_path: Path,
+    blocks: tuple[str, ...] | None,
+) -> None:  # fmt: skip
+    """Trained on released encoders, exported, loaded as a released head: the same reward."""
+    config, columns = select_blocks(released_judge.config, blocks)
+    heads = []
+    for seed in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            heads.append(RewardHead(len(columns), (8, 4)).eval())
+    head = merge_heads(heads)
+    mine = assemble_reward(released_judge, head, name="mine", license="CC0", blocks=blocks)
+    save_head(head, tmp_path / "mine.pt", excluded_blocks(config))
+    files = {part: path for part, path in released_files.items() if part != "head"}
+    back = load_reward(tmp_path / "mine.pt", device="cpu", files=files)
+    assert [block.encoders for block in back.config.inputs] == [block.encoders for block in config.inputs]
+    wav = music(0, 44_100, 0.5)[None]
+    torch.testing.assert_close(back(wav, 44_100, ["a piano"]), mine(wav, 44_100, ["a piano"]), rtol=0, atol=1e-5)
+
+
+def test_head_on_other_encoders_has_no_released_form(tiny_config: RewardConfig, released_judge: RewardModel) -> None:
+    with pytest.raises(InputError, match="compact-audio.* cannot be written in the released format"):
+        excluded_blocks(tiny_config)
+    config = released_judge.config
+    with pytest.raises(InputError, match="in this order"):
+        excluded_blocks(dataclasses.replace(config, inputs=config.inputs[::-1]))
 
 
 @pytest.mark.parametrize(
