@@ -30,6 +30,14 @@ def load_judge(reward: str, device: str, protocol: str | None, files: Sequence[s
     return load_reward(reward, device=None if device == "auto" else device, protocol=protocol, files=parts or None)
 
 
+def check_can_write(path: Path | None) -> None:
+    """Raise InputError now, not after the work, where a file cannot be written at this path; None is no file."""
+    if path is not None and path.is_dir():
+        raise InputError(f"{path} is a folder, expected the name of a file to write")
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"{path.parent} is no folder, {path.name} cannot be written there")
+
+
 def to_json(values: object) -> str:
     """JSON text with a line end, in full precision."""
     return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
