@@ -204,7 +204,7 @@ def compare(votes: dict[str, PreferencePair], ids: Sequence[str], num_seeds: int
     return table
 
 
-# other numbers than the default's: nothing said of the spread of offsets; what the 201 votes outside of the table speak for
+# other numbers than the default's: nothing said of the spread of offsets; what the 201 votes outside of the table say
 # (their marginal likelihood is highest at a scale of 0 to 0.25, a spread of 0.5 to 0.7 and 0.75 between); no shrinkage
 # by the mean reward, and neighbours
 PRIORS: Mapping[str, AnchorPrior] = {
