@@ -177,7 +177,7 @@ def test_cache_of_other_weights_or_damaged_is_not_believed(
     path = items[0].path
     cache = EmbeddingCache(tmp_path / "cache", tiny_judge)
     expected = score_files(tiny_judge, [path], cache=cache)
-    for file in (tmp_path / "cache").rglob("*.npy"):
+    for file in (tmp_path / "cache").rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-3])
     assert score_files(tiny_judge, [path], cache=cache) == pytest.approx(expected, abs=1e-6)
     other = load_reward(tiny_directory, device="cpu")
