@@ -3,9 +3,10 @@
 python benchmarks/distribution_parity.py --reference-path DIR --output parity.json
 
 For each set: the Frechet distance against fadtk's function and against scipy's matrix square root in float64, the
-kernel distance against kadtk's function (in float64), MAD against mauve-text. The references are optional and none of
-them is imported here: an interpreter of its own takes the two functions out of the installed source files, without the
-packages around them, and runs mauve-text, which is GPL. One way to install them beside the project:
+kernel distance against kadtk's function (in float64), MAD against mauve-text; and the expected calibration error
+against scikit-learn's bins. The references are optional and none of them is imported here: an interpreter of its own
+takes the two functions out of the installed source files, without the packages around them, and runs mauve-text, which
+is GPL. One way to install them beside the project:
 
     pip install --no-deps --target DIR mauve-text faiss-cpu scikit-learn joblib threadpoolctl cloudpickle narwhals \\
         fadtk kadtk
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 
 from tunejury.distribution import frechet_distance, kernel_distance
 from tunejury.mauve import MauveConfig, mauve_audio_divergence
+from tunejury.metrics import expected_calibration_error
 
 Floats = NDArray[np.float64]
 
@@ -79,6 +81,15 @@ for reference in (fadtk, kadtk, mauve_text):
     except Exception as error:
         found[reference.__name__] = f"{type(error).__name__}: {error}"[:60]
 print("RESULT", json.dumps(found))
+"""
+
+# the same for the reliability diagram: prints accuracy and confidence by bin of equal counts
+CALIBRATION_PROGRAM = """
+import json, sys
+import numpy as np
+from sklearn.calibration import calibration_curve
+sets = np.load(sys.argv[1])
+print("RESULT", json.dumps([x.tolist() for x in calibration_curve(*sets.values(), n_bins=10, strategy="quantile")]))
 """
 
 
@@ -136,21 +147,31 @@ def scipy_frechet(x: Floats, y: Floats) -> complex:
     return complex(means @ means + np.trace(first) + np.trace(second) - 2 * np.trace(root))
 
 
-def references(x: Floats, y: Floats, path: Path | None) -> dict[str, float | str | None]:
-    """What the reference programs say, in another process: a value, why there is none, or None: not installed."""
+def run_reference(program: str, path: Path | None, **arrays: Floats) -> Any:
+    """What a program prints of some arrays, in another process; None where what it needs is not installed."""
     environment = dict(os.environ)
     if path is not None:
         environment["PYTHONPATH"] = os.pathsep.join([str(path), environment.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "sets.npz"
-        np.savez(file, p=x, q=y)
-        command = [sys.executable, "-c", PROGRAM, str(file)]
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        command = [sys.executable, "-c", program, str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
+    if not lines and "No module named" not in done.stderr:
         raise RuntimeError(f"the references failed: {done.stderr[-500:]}")
-    found: dict[str, float | str | None] = json.loads(lines[0].removeprefix("RESULT "))
-    return found
+    return json.loads(lines[0].removeprefix("RESULT ")) if lines else None
+
+
+def compare_calibration_error(path: Path | None) -> dict[str, float | None]:
+    """Expected calibration error in bins of equal counts, beside that of scikit-learn's bins."""
+    random = np.random.default_rng(0)
+    probability = random.uniform(size=2000)
+    outcome = (random.uniform(size=2000) < probability**1.3).astype(float)
+    right = ((probability > 0.5) == (outcome == 1)).astype(float)
+    found = run_reference(CALIBRATION_PROGRAM, path, right=right, confidence=np.maximum(probability, 1 - probability))
+    theirs = None if found is None else float(np.abs(np.subtract(*found)).mean())
+    return {"ours": expected_calibration_error(probability, outcome), "scikit_learn": theirs}
 
 
 def compare(x: Floats, y: Floats, known: float | None, path: Path | None) -> dict[str, Any]:
@@ -167,7 +188,7 @@ def compare(x: Floats, y: Floats, known: float | None, path: Path | None) -> dic
         "kernel": kernel,
         "mauve": ours.mauve,
         "mad": ours.divergence,
-        "references": references(x, y, path),
+        "references": run_reference(PROGRAM, path, p=x, q=y),
     }
 
 
@@ -186,8 +207,12 @@ def main(config: Config) -> None:
             f"| {show(row['kernel'])} | {reference['kadtk']} | {row['mauve']:.12g} "
             f"| {show(row['references']['mauve_text'], 12)} |"
         )
+    calibration = compare_calibration_error(config.reference_path)
+    ours, theirs = calibration["ours"], calibration["scikit_learn"]
+    print(f"\nexpected calibration error of 2000 pairs: {show(ours, 12)}, in scikit-learn's bins {show(theirs, 12)}")
     if config.output:
-        config.output.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
+        report = {"machine": describe_machine(), "rows": rows, "expected_calibration_error": calibration}
+        config.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def show(value: float | str | None, digits: int = 8) -> str:

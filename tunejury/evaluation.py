@@ -141,9 +141,9 @@ def pair_report(
     """Agreement with votes, over all pairs and by source.
 
     A difference of rewards is taken as a log-odds, which gives the probabilities. Ties are left out of every figure
-    and counted. Under `position` is how often A won and how often the judge chose A: sides are drawn at random in a
-    sound study, so an interval that leaves 0.5 out says that place, not music, had a part. The figures are None where
-    every vote is a tie.
+    and counted; the figures are None where every vote is one. Under `position` is how often A won and how often the
+    judge chose A: sides are drawn at random in a sound study, so a share of A whose interval leaves 0.5 out says that
+    they were not, or that place had a part.
 
     Args:
         pairs: with rewards.

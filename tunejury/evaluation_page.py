@@ -123,11 +123,13 @@ def format_table(report: Mapping[str, Any]) -> str:
         *([rating_rows(rating_tables(report))] if rating_tables(report) else []),
     ):
         lines += [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-    position = (report.get("pairs") or {}).get("position")
-    for key, what in (("a_won", "A won"), ("judge_chose_a", "the judge chose A in")) if position else ():
-        share = position[key]
-        if share["ci"] and not share["ci"][0] <= 0.5 <= share["ci"][1]:
-            lines.append(f"sides: {what} {share['share']:.1%} (95 %: {_interval(share['ci'])}), not half: place counts")
+    position = report["pairs"]["position"] if "pairs" in report else None
+    won = position["a_won"] if position else None
+    if won and won["ci"] and not won["ci"][0] <= 0.5 <= won["ci"][1]:
+        lines.append(
+            f"sides: A won {won['share']:.1%} of votes (95 %: {_interval(won['ci'])}): sides were not drawn at random, "
+            "or place had a part"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -300,6 +300,8 @@ def test_page_holds_tables_and_plots(evaluate: Any, tmp_path: Path) -> None:
     assert json.loads(output.read_text())["calibration"] == str(calibration)
     ratings = [{"reward": i, "mos": i % 7, "system": f"<s{i % 3}>"} for i in range(30)]
     assert evaluate(table(tmp_path / "ratings.jsonl", ratings), "--report", page)[0] == 0
+    assert "sides:" not in out
+    assert "sides: A won 0.0%" in evaluate(table(tmp_path / "b.jsonl", [{**row, "winner": "b"} for row in rows]))[1]
     assert page.read_text().count("data:image/png;base64,") == 1 and "Spearman by system" in page.read_text()
     assert evaluate(tmp_path / "ratings.jsonl", "--calibration", calibration)[2].startswith("error: ")
 
