@@ -14,8 +14,8 @@ from tunejury.errors import InputError
 
 if TYPE_CHECKING:
     from tunejury.calibration import AnchorCalibration
-    from tunejury.evaluation import RatedClip
     from tunejury.preferences import PreferencePair
+    from tunejury.ratings import RatedClip
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ class Evaluate:
         """The report, and what it is of: judged pairs, and judged clips by data set."""
         from tunejury.calibration import AnchorCalibration
         from tunejury.cmi_rewardbench import benchmark_accuracy, read_cmi_rewardbench
-        from tunejury.evaluation import judge_clips, judge_pairs, pair_report, rating_report, read_ratings
+        from tunejury.evaluation import judge_clips, judge_pairs, pair_report, rating_report
         from tunejury.preferences import COLUMNS, read_pairs, read_rows
+        from tunejury.ratings import read_ratings
         from tunejury.votes import say_repeated
 
         calibration = None if self.calibration is None else AnchorCalibration.load(self.calibration)
@@ -145,8 +146,8 @@ class Evaluate:
 
 def _kind(row: dict[str, Any], table: Path) -> str:
     from tunejury.cmi_rewardbench import is_cmi_row
-    from tunejury.evaluation import CLIP_COLUMNS, REWARD_COLUMNS
     from tunejury.preferences import COLUMNS
+    from tunejury.ratings import CLIP_COLUMNS, REWARD_COLUMNS
 
     if is_cmi_row(row):
         return "cmi-rewardbench"

@@ -1,14 +1,14 @@
-"""How well a judge agrees with people: reading what they voted or rated, and the figures a report holds.
+"""How well a judge agrees with people: the figures of a report on votes or on ratings.
 
-Two kinds of table are read: votes between two clips (see `tunejury.preferences`), and ratings of single clips on one
-or more scales. CMI-RewardBench's table mixes both; `tunejury.cmi_rewardbench` takes it apart into them.
+Votes between two clips are read by `tunejury.preferences`, ratings of single clips by `tunejury.ratings`.
+CMI-RewardBench's table mixes both; `tunejury.cmi_rewardbench` takes it apart into them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ from tunejury import metrics
 from tunejury.bradley_terry import Floats
 from tunejury.calibration import AnchorCalibration
 from tunejury.errors import InputError
-from tunejury.preferences import PreferencePair, number, read_rows
+from tunejury.preferences import PreferencePair
+from tunejury.ratings import RatedClip
 
 # (audio files, prompts) -> rewards
 Judge = Callable[[Sequence[Path], Sequence[str]], Sequence[float]]
@@ -26,84 +27,8 @@ Judge = Callable[[Sequence[Path], Sequence[str]], Sequence[float]]
 # what a bootstrap draws anew, as a whole
 Groups = Literal["prompt", "system", "row"]
 
-CLIP_COLUMNS = ("audio", "path", "audio_path", "audio-path")
-SYSTEM_COLUMNS = ("system", "model")
-REWARD_COLUMNS = ("reward",)
-NO_RATINGS = {*CLIP_COLUMNS, *SYSTEM_COLUMNS, *REWARD_COLUMNS, "prompt", "source", "dataset", "split", "clip_id", "id"}
 FIGURES = ("accuracy", "log_loss", "brier_score", "expected_calibration_error")
 FEWEST_SYSTEMS = 3  # of which a correlation over systems says anything
-
-
-@dataclass(frozen=True)
-class RatedClip:
-    """A clip and what people said of it."""
-
-    audio: str
-    """Path; empty where the table holds rewards alone."""
-    prompt: str
-    ratings: Mapping[str, float]
-    """Rating by scale; a scale the clip was not rated on is left out."""
-    system: str = ""
-    source: str = ""
-    reward: float | None = None
-
-
-def read_ratings(
-    path: str | Path, scales: Sequence[str] = (), *, audio_root: str | Path | None = None
-) -> list[RatedClip]:
-    """Read ratings of clips.
-
-    Args:
-        path: `.jsonl`, `.csv` or `.json` with a clip (`audio` or `path`) or its `reward` in every row, ratings in
-            columns of numbers, and `prompt`, `system`, `source` where known.
-        scales: names of the columns that hold ratings; none takes every other column that holds numbers alone.
-        audio_root: what relative paths start from; None for the folder of the file.
-
-    Raises:
-        InputError: the file is missing or damaged, a clip does not exist, or a column is missing or no number.
-    """
-    path = Path(path)
-    root = path.parent if audio_root is None else Path(audio_root)
-    rows = list(read_rows(path))
-    names = list(scales) or _columns_of_numbers([row for _, row in rows])
-    if not names:
-        raise InputError(f"{path} has no column of ratings (numbers), there are: {', '.join(map(str, rows[0][1]))}")
-    clips = []
-    for line, row in rows:
-        where = f"{path}:{line}"
-        absent = [name for name in names if name not in row]
-        if absent:
-            raise InputError(f"{where}: no column {absent[0]!r}, there are: {', '.join(map(str, row))}")
-        values = {name: number(row[name], name, where) for name in names}
-        reward = number(_first(row, REWARD_COLUMNS), "reward", where)
-        audio = str(_first(row, CLIP_COLUMNS) or "")
-        if reward is None:
-            audio = existing_clip(root, audio, where)
-        clips.append(
-            RatedClip(
-                audio=audio,
-                prompt=str(row.get("prompt") or "").strip(),
-                ratings={name: value for name, value in values.items() if value is not None},
-                system=str(_first(row, SYSTEM_COLUMNS) or ""),
-                source=str(row.get("source") or path.stem),
-                reward=reward,
-            )
-        )
-    return clips
-
-
-def existing_clip(root: Path, name: str, where: str) -> str:
-    """Path of a clip named in a table.
-
-    Raises:
-        InputError: there is no name, or no such file.
-    """
-    if not name:
-        raise InputError(f"{where}: neither a clip nor a reward, expected a column audio (a path) or reward")
-    path = root / name
-    if not path.is_file():
-        raise InputError(f"{where}: clip {path} does not exist")
-    return str(path)
 
 
 def judge_pairs(pairs: Sequence[PreferencePair], judge: Judge) -> list[PreferencePair]:
@@ -310,20 +235,3 @@ def _known(reward: float | None) -> float:
     if reward is None:
         raise InputError("a reward is missing, judge the clips first")
     return reward
-
-
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
-
-
-def _columns_of_numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    def is_number(value: Any) -> bool:
-        try:
-            return value in (None, "") or np.isfinite(float(value))
-        except (TypeError, ValueError):
-            return False
-
-    names = [name for name in rows[0] if str(name).lower() not in NO_RATINGS]
-    return [
-        n for n in names if all(is_number(r.get(n)) for r in rows) and any(r.get(n) not in (None, "") for r in rows)
-    ]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tunejury.calibration import AnchorCalibration
-from tunejury.evaluation import RatedClip, pair_margins, pair_probabilities
+from tunejury.evaluation import pair_margins, pair_probabilities
 from tunejury.metrics import reliability_bins
 from tunejury.preferences import PreferencePair
+from tunejury.ratings import RatedClip
 from tunejury.report_page import Section, margin_figure, rating_figure, reliability_figure, write_page
 
 

@@ -17,15 +17,14 @@ from tunejury import InputError, RewardModel, fit_anchors, load_audio, save_audi
 from tunejury.cli import main
 from tunejury.cmi_rewardbench import TuneJuryBenchmarkModel, benchmark_accuracy, read_cmi_rewardbench
 from tunejury.evaluation import (
-    RatedClip,
     judge_clips,
     judge_pairs,
     pair_report,
     rating_report,
-    read_ratings,
 )
 from tunejury.metrics import log_loss, pairwise_accuracy
 from tunejury.preferences import PreferencePair, read_pairs
+from tunejury.ratings import RatedClip, read_ratings
 from tunejury.scoring import score_files
 
 MUSIC_ARENA = Path(__file__).parents[3] / "shared/data/music_arena/postcutoff_scored.csv"
