@@ -12,9 +12,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import tyro
 from machine import describe_machine
 
 from tunejury.calibration import AnchorCalibration
-from tunejury.calibration_fit import AnchorPrior, fit_anchors, fit_published
+from tunejury.calibration_fit import fit_anchors, fit_published
 from tunejury.metrics import (
     ReliabilityBin,
     calibration_error_of_bins,
@@ -53,8 +52,6 @@ class Config:
     output: Path | None = None
     quick: bool = False
     """The comparison over 5 seeds."""
-    sensitivity: bool = False
-    """Also compare other priors of the default method."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +81,14 @@ def main(config: Config) -> None:
         except FileNotFoundError as error:
             print(f"| {part.__name__}: skipped, {error.filename} is absent | | | |")
     comparison: list[dict[str, Any]] = []
-    priors: dict[str, Any] = {}
     try:
         votes, ids = read_battles(config.data_dir)
-        seeds = 5 if config.quick else config.comparison_seeds
-        comparison = compare(votes, ids, seeds)
-        if config.sensitivity:
-            priors = compare_priors(votes, ids, seeds)
+        comparison = compare(votes, ids, 5 if config.quick else config.comparison_seeds)
     except FileNotFoundError as error:
         print(f"comparison of calibrations: skipped, {error.filename} is absent")
     if config.output is not None:
         rows_out = [{**asdict(row), "same": row.same} for row in rows]
-        text = json.dumps(
-            {"machine": machine, "figures": rows_out, "comparison": comparison, "priors": priors}, indent=1
-        )
+        text = json.dumps({"machine": machine, "figures": rows_out, "comparison": comparison}, indent=1)
         config.output.write_text(text + "\n")
 
 
@@ -201,38 +192,6 @@ def compare(votes: dict[str, PreferencePair], ids: Sequence[str], num_seeds: int
             flush=True,
         )
         table.append({"num_anchors": count, "seeds": num_seeds, **means, "accuracy_gain_standard_error": error})
-    return table
-
-
-# other numbers than the default's: nothing said of the spread of offsets; what the 201 votes outside of the table say
-# (their marginal likelihood is highest at a scale of 0 to 0.25, a spread of 0.5 to 0.7 and 0.75 between); no shrinkage
-# by the mean reward, and neighbours
-PRIORS: Mapping[str, AnchorPrior] = {
-    "default": AnchorPrior(),
-    "flat spread": AnchorPrior(spread_log_deviation=math.inf),
-    "flat spread, wide scale, nothing between": AnchorPrior(0.5, 0.5, 0.0, 0.5, math.inf),
-    "from the 201 other votes": AnchorPrior(0.25, 0.3, 0.75, 0.6, 0.5),
-    "nothing between": AnchorPrior(between_deviation=0.0),
-    "spread 0.7 (the published l2)": AnchorPrior(spread_median=0.5**0.5),
-    "scale around 1": AnchorPrior(scale_mean=1.0),
-}
-
-
-def compare_priors(
-    votes: dict[str, PreferencePair], ids: Sequence[str], num_seeds: int
-) -> dict[str, list[dict[str, float]]]:
-    """The default method under other priors: gain in accuracy over the published method, and log loss, by K."""
-    print("\n| prior | " + " | ".join(f"K = {count}" for count in NUM_ANCHORS) + " |\n" + "|---" * 7 + "|")
-    table: dict[str, list[dict[str, float]]] = {name: [] for name in PRIORS}
-    for count in NUM_ANCHORS:
-        chosen = list(splits(votes, ids, count, num_seeds))
-        base = float(np.mean([measure(published_method(train), test)["accuracy"] for train, test in chosen]))
-        for name, prior in PRIORS.items():
-            rows = [measure(fit_anchors(train, allow_disconnected=True, prior=prior), test) for train, test in chosen]
-            accuracy, loss = (float(np.mean([row[key] for row in rows])) for key in ("accuracy", "log_loss"))
-            table[name].append({"num_anchors": count, "gain": 100 * (accuracy - base), "log_loss": loss})
-    for name, cells in table.items():
-        print(f"| {name} | " + " | ".join(f"{cell['gain']:+.2f}, {cell['log_loss']:.4f}" for cell in cells) + " |")
     return table
 
 

@@ -17,7 +17,7 @@ The second term says that what the judge makes of the difference between systems
 it makes of the difference between two clips of like systems; it is one number shared by all systems. The spread has a
 log-normal prior around 0.5 with deviation 0.35 of its logarithm, and is averaged over with the weights its marginal
 likelihood gives it. Offsets of all systems, the reference included, are drawn alike; only differences count. What other
-numbers would give is in `benchmarks/published.py --sensitivity`.
+numbers would give is measured by `benchmarks/calibration_priors.py`.
 """
 
 from __future__ import annotations

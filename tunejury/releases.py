@@ -185,7 +185,8 @@ def read_encoders(
     `RewardModel`; errors as for `read_release`.
     """
     encoders: dict[str, Mapping[str, Any]] = {}
-    inputs, state = [], {}
+    inputs: list[InputBlock] = []
+    state: dict[str, Tensor] = {}
     for name in blocks:
         block = _BLOCKS[name]
         settings, weights, dim = block.read([parts[part] for part in block.parts])
