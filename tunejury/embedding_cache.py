@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tunejury.checkpoints import read_tensors
 from tunejury.errors import InputError
 from tunejury.files import atomic_path
 from tunejury.model import RewardModel
@@ -180,15 +181,10 @@ class EmbeddingCache:
         return rows
 
 
-def _read(shard: Path, names: Sequence[str], place: int | None = None) -> dict[str, Tensor] | None:
-    """Tensors of a shard, or one row of each, without the rest of it; None where it is damaged or gone."""
-    from safetensors import SafetensorError, safe_open
-
+def _read(shard: Path, names: Sequence[str], row: int | None = None) -> dict[str, Tensor] | None:
+    """Tensors of a shard, or one row of each; None where it is damaged or gone."""
     try:
-        with safe_open(shard, framework="pt") as file:
-            if place is None:
-                return {name: file.get_tensor(name) for name in names}
-            return {name: file.get_slice(name)[place : place + 1] for name in names}
-    except (SafetensorError, OSError) as error:
-        logger.warning("%s is damaged, its clips are heard anew: %s", shard, error)
+        return read_tensors(shard, names, row)
+    except InputError as error:
+        logger.warning("%s; its clips are heard anew", error)
         return None
