@@ -1,21 +1,25 @@
-"""Distribution metrics against the reference libraries, and against plain float64 formulas, on hard sets.
+"""Distribution metrics against the reference programs' own code, and against known answers, on hard sets.
 
-python benchmarks/distribution_parity.py --output parity.json
+python benchmarks/distribution_parity.py --reference-path DIR --output parity.json
 
-For each set: the Frechet distance against scipy's matrix square root (the formula of fadtk and of the original), the
-kernel distance against kadtk's formula written out in numpy, and MAUVE against mauve-text where that is installed.
-mauve-text is GPL: it is run as a program of its own, never imported. Two k-means agree only where there are clusters to
-find: on sets without, MAUVE moves with the seed in any implementation (see the column of 8 seeds), while the area of
-equal histograms is equal. scipy is in the `compact` extra.
+For each set: the Frechet distance against fadtk's function and against scipy's matrix square root in float64, the
+kernel distance against kadtk's function (in float64), MAD against mauve-text; and the expected calibration error
+against scikit-learn's bins. The references are optional and none of them is imported here: an interpreter of its own
+takes the two functions out of the installed source files, without the packages around them, and runs mauve-text, which
+is GPL. One way to install them beside the project:
 
-Scipy's square root is itself unreliable where a covariance is singular: it may come out complex, or with an error of
-the order of the root of the rounding. Such rows are marked; what is asserted there is that ours is real, finite and,
-where the distance is known, right.
+    pip install --no-deps --target DIR mauve-text faiss-cpu scikit-learn joblib threadpoolctl cloudpickle narwhals \\
+        fadtk kadtk
+
+Where a covariance is singular the references' matrix square root may come out complex, or with an error of the order
+of the root of the rounding: there ours must be real, finite and, where the distance is known, right. scipy is in the
+`compact` extra.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -33,17 +37,59 @@ from machine import describe_machine
 from numpy.typing import NDArray
 
 from tunejury.distribution import frechet_distance, kernel_distance
-from tunejury.mauve import MauveConfig, frontier_area, mauve_audio_divergence
+from tunejury.mauve import MauveConfig, mauve_audio_divergence
+from tunejury.metrics import expected_calibration_error
 
 Floats = NDArray[np.float64]
 
-# run by an interpreter that has mauve-text; reads p and q from a file, prints the value and the histograms
-MAUVE_PROGRAM = """
-import json, sys
-import numpy as np, mauve
+# run by an interpreter that has the references; prints {name: value, or why there is none}
+PROGRAM = """
+import ast, json, math, sys, warnings
+from pathlib import Path
+import numpy as np, scipy.linalg, torch
+warnings.simplefilter("ignore")
 sets = np.load(sys.argv[1])
-out = mauve.compute_mauve(p_features=sets["p"], q_features=sets["q"], num_buckets="auto", seed=42, verbose=False)
-print("RESULT", json.dumps([float(out.mauve), out.p_hist.tolist(), out.q_hist.tolist()]))
+x, y = sets["p"], sets["q"]
+
+def function(package, file, *names):
+    source = next(p for p in (Path(folder) / package / file for folder in sys.path) if p.is_file()).read_text()
+    kept = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name in names]
+    space = {"np": np, "torch": torch, "scipy": scipy, "linalg": scipy.linalg, "Path": Path, "SCALE_FACTOR": 100,
+             "scisqrt": np.lib.scimath.sqrt, "log": __import__("logging").getLogger("reference")}
+    exec(compile(ast.Module(kept, []), file, "exec"), space)
+    return space[names[0]]
+
+def fadtk():
+    frechet = function("fadtk", "fad.py", "calc_frechet_distance")
+    return complex(frechet(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))).real
+
+def kadtk():
+    kernel = function("kadtk", "kad.py", "calc_kernel_audio_distance", "median_pairwise_distance")
+    return kernel(torch.from_numpy(x), torch.from_numpy(y), (None, None), "cpu", precision=torch.float64).item()
+
+def mauve_text():
+    import mauve
+    return mauve.compute_mauve(p_features=x, q_features=y, num_buckets="auto", seed=42, verbose=False).mauve
+
+found = {}
+for reference in (fadtk, kadtk, mauve_text):
+    try:
+        value = float(reference())
+        found[reference.__name__] = value if math.isfinite(value) else repr(value)
+    except (StopIteration, ImportError):
+        found[reference.__name__] = None
+    except Exception as error:
+        found[reference.__name__] = f"{type(error).__name__}: {error}"[:60]
+print("RESULT", json.dumps(found))
+"""
+
+# the same for the reliability diagram: prints accuracy and confidence by bin of equal counts
+CALIBRATION_PROGRAM = """
+import json, sys
+import numpy as np
+from sklearn.calibration import calibration_curve
+sets = np.load(sys.argv[1])
+print("RESULT", json.dumps([x.tolist() for x in calibration_curve(*sets.values(), n_bins=10, strategy="quantile")]))
 """
 
 
@@ -51,8 +97,8 @@ print("RESULT", json.dumps([float(out.mauve), out.p_hist.tolist(), out.q_hist.to
 class Config:
     """What to compare."""
 
-    mauve_path: Path | None = None
-    """Folder to find mauve-text in, beside the installed packages."""
+    reference_path: Path | None = None
+    """Folder to find mauve-text, fadtk and kadtk in, beside the installed packages."""
     output: Path | None = None
     quick: bool = False
     """Smaller sets."""
@@ -69,9 +115,6 @@ def cases(quick: bool) -> dict[str, tuple[Floats, Floats, float | None]]:
     x, y = normal(n, dim), 1.2 * normal(n, dim) + 0.2
     low = normal(n, 4) @ normal(4, dim), normal(n, 4) @ normal(4, dim)
     centres = 6 * normal(8, dim)
-    # as many clusters as MAUVE makes buckets, so that every k-means finds the same ones
-    buckets = max(2, round(n / 10))
-    clear = 60 * normal(buckets, dim)
     shift = np.zeros(dim)
     shift[0] = 1e4
     return {
@@ -81,16 +124,14 @@ def cases(quick: bool) -> dict[str, tuple[Floats, Floats, float | None]]:
             centres[random.integers(4, size=n)] + normal(n, dim),
             None,
         ),
-        "as many clusters as buckets": (
-            clear[np.arange(n) % buckets] + x,
-            clear[np.minimum(np.arange(n) % buckets, np.arange(n) % (buckets // 2 + 1))] + normal(n, dim),
-            None,
-        ),
         "fewer than values": (x[: dim // 2], y[: dim // 2], None),
         "rank 4": (*low, None),
         "identical": (x, x.copy(), 0.0),
         "far apart": (x, x + shift, 1e8),
-        "unequal sizes": (x[: n // 3], y, None),
+        "unequal sizes": (x[: n // 20], np.concatenate([y, normal(n, dim)]), None),
+        "copies": (np.repeat(x[: n // 4], 4, axis=0), np.repeat(y[: n // 4], 4, axis=0), None),
+        "one point": (np.ones((n, dim)), np.ones((n, dim)), 0.0),
+        "far from the origin": (x + 1e6, y + 1e6, None),
     }
 
 
@@ -106,77 +147,76 @@ def scipy_frechet(x: Floats, y: Floats) -> complex:
     return complex(means @ means + np.trace(first) + np.trace(second) - 2 * np.trace(root))
 
 
-def plain_kernel_distance(x: Floats, y: Floats) -> float:
-    """kadtk's: gaussian kernel, bandwidth the median distance in the reference, self-similarities left out, x 100."""
-    from scipy.spatial.distance import cdist, pdist
-
-    distances = np.sort(pdist(y))
-    bandwidth = distances[(len(distances) - 1) // 2]
-    within = [np.exp(-(pdist(z) ** 2) / (2 * bandwidth**2)).mean() for z in (x, y)]
-    return float(100 * (sum(within) - 2 * np.exp(-(cdist(x, y) ** 2) / (2 * bandwidth**2)).mean()))
-
-
-def mauve_text(x: Floats, y: Floats, path: Path | None) -> tuple[float, list[float], list[float]] | None:
-    """MAUVE and both histograms by mauve-text in another process; None where it is not installed."""
+def run_reference(program: str, path: Path | None, **arrays: Floats) -> Any:
+    """What a program prints of some arrays, in another process; None where what it needs is not installed."""
     environment = dict(os.environ)
     if path is not None:
         environment["PYTHONPATH"] = os.pathsep.join([str(path), environment.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "sets.npz"
-        np.savez(file, p=x, q=y)
-        command = [sys.executable, "-c", MAUVE_PROGRAM, str(file)]
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        command = [sys.executable, "-c", program, str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        if "No module named" not in done.stderr:
-            raise RuntimeError(f"mauve-text failed: {done.stderr[-500:]}")
-        return None
-    value, p, q = json.loads(lines[0].removeprefix("RESULT "))
-    return value, p, q
+    if not lines and "No module named" not in done.stderr:
+        raise RuntimeError(f"the references failed: {done.stderr[-500:]}")
+    return json.loads(lines[0].removeprefix("RESULT ")) if lines else None
+
+
+def compare_calibration_error(path: Path | None) -> dict[str, float | None]:
+    """Expected calibration error in bins of equal counts, beside that of scikit-learn's bins."""
+    random = np.random.default_rng(0)
+    probability = random.uniform(size=2000)
+    outcome = (random.uniform(size=2000) < probability**1.3).astype(float)
+    right = ((probability > 0.5) == (outcome == 1)).astype(float)
+    found = run_reference(CALIBRATION_PROGRAM, path, right=right, confidence=np.maximum(probability, 1 - probability))
+    theirs = None if found is None else float(np.abs(np.subtract(*found)).mean())
+    return {"ours": expected_calibration_error(probability, outcome), "scikit_learn": theirs}
 
 
 def compare(x: Floats, y: Floats, known: float | None, path: Path | None) -> dict[str, Any]:
     first, second = torch.from_numpy(x), torch.from_numpy(y)
-    frechet, reference = frechet_distance(first, second), scipy_frechet(x, y)
-    kernel, plain = kernel_distance(first, second), plain_kernel_distance(x, y)
+    frechet, plain = frechet_distance(first, second), scipy_frechet(x, y)
+    kernel = kernel_distance(first, second)
     ours = mauve_audio_divergence(first, second, MauveConfig())
-    others = [mauve_audio_divergence(first, second, MauveConfig(seed=seed)).mauve for seed in range(8)]
-    theirs = mauve_text(x, y, path)
     assert math.isfinite(frechet) and frechet >= 0 and math.isfinite(kernel) and math.isfinite(ours.divergence)
     return {
         "frechet": frechet,
-        "frechet_scipy": reference.real,
-        "frechet_scipy_imaginary": reference.imag,
+        "frechet_scipy": plain.real,
+        "frechet_scipy_imaginary": plain.imag,
         "frechet_known": known,
         "kernel": kernel,
-        "kernel_plain": plain,
         "mauve": ours.mauve,
-        "mauve_over_seeds": [min(others), max(others)],
-        "mauve_text": theirs[0] if theirs else None,
-        # the same histograms through our area: the frontier alone, without the two k-means
-        "mauve_of_their_histograms": frontier_area(*(torch.tensor(h, dtype=torch.float64) for h in theirs[1:]))
-        if theirs
-        else None,
+        "mad": ours.divergence,
+        "references": run_reference(PROGRAM, path, p=x, q=y),
     }
 
 
 def main(config: Config) -> None:
-    rows = {name: compare(*sets, config.mauve_path) for name, sets in cases(config.quick).items()}
-    print(f"distribution metrics, ours and references, on {describe_machine()}")
-    print("| set | FAD | scipy | known | KAD | plain | MAUVE | 8 seeds | mauve-text | our area of its histograms |")
-    print("|---" * 10 + "|")
+    logging.basicConfig(level=logging.ERROR)  # that some sets are small is the point
+    rows = {name: compare(*sets, config.reference_path) for name, sets in cases(config.quick).items()}
+    print(f"distribution metrics, ours and references, on {describe_machine()}\n")
+    print("| set | FAD | known | fadtk | scipy | KAD | kadtk | MAUVE | mauve-text |")
+    print("|---" * 9 + "|")
     for name, row in rows.items():
         imaginary = row["frechet_scipy_imaginary"]
         scipy = f"{row['frechet_scipy']:.8g}" + (f" {imaginary:+.2g}i" if imaginary else "")
-        low, high = row["mauve_over_seeds"]
-        known = "-" if row["frechet_known"] is None else f"{row['frechet_known']:.8g}"
-        mauve = ["-" if row[key] is None else f"{row[key]:.6f}" for key in ("mauve_text", "mauve_of_their_histograms")]
+        reference = {key: show(value) for key, value in row["references"].items()}
         print(
-            f"| {name} | {row['frechet']:.8g} | {scipy} | {known} | {row['kernel']:.8g} | {row['kernel_plain']:.8g} "
-            f"| {row['mauve']:.6f} | {low:.3f} to {high:.3f} | {' | '.join(mauve)} |"
+            f"| {name} | {show(row['frechet'])} | {show(row['frechet_known'])} | {reference['fadtk']} | {scipy} "
+            f"| {show(row['kernel'])} | {reference['kadtk']} | {row['mauve']:.12g} "
+            f"| {show(row['references']['mauve_text'], 12)} |"
         )
+    calibration = compare_calibration_error(config.reference_path)
+    ours, theirs = calibration["ours"], calibration["scikit_learn"]
+    print(f"\nexpected calibration error of 2000 pairs: {show(ours, 12)}, in scikit-learn's bins {show(theirs, 12)}")
     if config.output:
-        config.output.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
+        report = {"machine": describe_machine(), "rows": rows, "expected_calibration_error": calibration}
+        config.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def show(value: float | str | None, digits: int = 8) -> str:
+    return "-" if value is None else value if isinstance(value, str) else f"{value:.{digits}g}"
 
 
 if __name__ == "__main__":

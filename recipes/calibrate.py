@@ -5,7 +5,7 @@ python recipes/calibrate.py --votes votes.jsonl --reward compact --num-folds 10
 
 The file (.csv, .jsonl, .json) has system_a, system_b, winner (a, b or tie) and reward_a, reward_b; without rewards,
 audio_a, audio_b and prompt. In the output folder: calibration.json for `load_reward(..., calibration=...)`,
-results.json, and reliability.png.
+results.json, report.html, and reliability.png.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any
 import tyro
 
 from alignment.errors import InputError as AlignmentInputError
-from alignment.runs import RESULTS, RunDirectory, default_output_directory, versions
+from alignment.runs import REPORT, RESULTS, RunDirectory, default_output_directory, versions
 from tunejury.errors import InputError
 
 CALIBRATION = "calibration.json"
 PLOT = "reliability.png"
+FIGURES = ("accuracy", "log_loss", "brier_score", "expected_calibration_error")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def run(arguments: Arguments) -> tuple[Path, dict[str, Any]]:
     from tunejury.calibration_fit import fit_anchors
     from tunejury.metrics import bootstrap_interval, pairwise_accuracy, preference_metrics, reliability_bins
     from tunejury.planning import pairs_needed
+    from tunejury.report_page import Section, offsets_figure, png_bytes, reliability_figure, write_page
     from tunejury.votes import read_votes
 
     settings = {key: value for key, value in vars(arguments).items() if key not in ("output_dir", "overwrite")}
@@ -107,26 +109,24 @@ def run(arguments: Arguments) -> tuple[Path, dict[str, Any]]:
         "half_width": arguments.half_width, "more_votes": plan,
     }  # fmt: skip
     bins = {method: reliability_bins(values, outcomes) for method, values in probabilities.items()}
+    figures = [("reliability diagram of held-out votes", reliability_figure(bins)),
+               ("offset of each system with its interval", offsets_figure(calibration))]  # fmt: skip
     with directory:
         directory.start(info)
         calibration.save(output_dir / CALIBRATION)
-        plot(bins, output_dir / PLOT)
+        (output_dir / PLOT).write_bytes(png_bytes(figures[0][1]))
+        table = [[method, *(f"{values[key]:.4f}" for key in FIGURES)] for method, values in held_out.items()]
+        offsets = [[s, str(n), f"{o.value:+.2f}", f"{o.low:+.2f} to {o.high:+.2f}", str(plan.get(s, 0))]
+                   for s, n in summary["votes_per_system"].items() for o in [calibration.offset(s)]]  # fmt: skip
+        write_page(output_dir / REPORT, f"Calibration on {len(votes)} votes", [
+            Section("Held-out votes", f"{arguments.num_folds} folds; ties are left out", ["", *FIGURES], table,
+                    figures[:1]),
+            Section("Offsets", f"by how much the judge overrates a system more than {reference}, in log-odds; scale "
+                    f"{calibration.scale:.2f}", ["system", "votes", "offset", "95 %",
+                    f"more votes for +-{arguments.half_width:g}"], offsets, figures[1:]),
+        ])  # fmt: skip
         directory.write_json(RESULTS, summary)
     return output_dir, summary
-
-
-def plot(bins: dict[str, Any], path: Path) -> None:
-    """How often the choice is right, by how sure it is, for each method on held-out votes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0.5, 1], [0.5, 1], color="0.6", linewidth=1, label="well calibrated")
-    for method, parts in bins.items():
-        axes.plot([part.confidence for part in parts], [part.accuracy for part in parts], marker="o", label=method)
-    axes.set(xlabel="confidence", ylabel="accuracy on held-out votes", xlim=(0.5, 1))
-    axes.legend()
-    figure.savefig(path, dpi=150)
 
 
 def show(output_dir: Path, summary: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ class Arguments:
     license: str = "unknown"
     """Licence of the new head; your votes decide it."""
     export_released: bool = False
-    """Also write head.pt and head.json as the reference implementation reads them."""
+    """Also write head.pt and head.json as the reference implementation reads them (heads on CLAP and MERT alone)."""
     device: str = "auto"
     output_dir: Path | None = None
     """Where everything goes; runs/train_reward/<timestamp> if not given."""
@@ -99,13 +99,14 @@ def run(arguments: Arguments) -> tuple[Path, dict[str, Any]]:
     from tunejury.assembly import assemble_reward, select_blocks
     from tunejury.card import model_card
     from tunejury.features import FeatureStore
-    from tunejury.releases import save_head
+    from tunejury.releases import excluded_blocks, save_head
     from tunejury.training import PAPER, EpochRecord, TrainConfig, evaluate_head, fit_ensemble, merge_heads
 
     config = PAPER if arguments.preset == "paper" else TrainConfig()
     config = replace(config, **{c: getattr(arguments, c) for c in CHANGES if getattr(arguments, c) is not None})
     base = load_reward(arguments.reward, device=None if arguments.device == "auto" else arguments.device)
-    _, columns = select_blocks(base.config, arguments.blocks)
+    chosen, columns = select_blocks(base.config, arguments.blocks)
+    excluded = excluded_blocks(chosen) if arguments.export_released else []
     with directory:
         directory.start({"versions": versions(), "licenses": base.licenses(), "protocol": base.protocol})
         store = FeatureStore(arguments.features or output_dir / "features", base)
@@ -155,7 +156,7 @@ def run(arguments: Arguments) -> tuple[Path, dict[str, Any]]:
         card += f"\nTrained on {len(sound['train'])} pairs; mean of {len(results)} head(s).\n\n```json\n{table}\n```\n"
         reward.save_pretrained(output_dir / "reward", card=card)
         if arguments.export_released:
-            save_head(head, output_dir / "head.pt")
+            save_head(head, output_dir / "head.pt", excluded)
         directory.write_json(RESULTS, summary)
     return output_dir, summary
 

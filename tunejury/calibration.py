@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "tunejury-anchor-calibration/1"
 METHODS = ("anchors", "published")
+MOST_MARGIN = 1e6  # a margin is a difference of log-odds; what lies beyond is none, and its square may overflow
 # nodes and weights of E[f(x)], x standard normal; symmetric, so swapped systems have exactly opposite odds
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(31)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
@@ -130,7 +131,7 @@ class AnchorCalibration:
             system_a, system_b: what made the clips. One without votes is taken as an average system, with a warning.
 
         Raises:
-            InputError: the margin is not finite.
+            InputError: the margin is not finite, or too large to be a difference of log-odds.
         """
         return float(self.win_probabilities([margin], [system_a], [system_b])[0])
 
@@ -228,6 +229,8 @@ class AnchorCalibration:
                 f"expected one finite margin and two systems per pair, got margins {list(margin.shape)} "
                 f"for {len(systems_a)} and {len(systems_b)} systems"
             )
+        if (abs(margin) > MOST_MARGIN).any():
+            raise InputError(f"a margin is {margin[abs(margin) > MOST_MARGIN][0]:g}, expected a difference of log-odds")
         names = list(dict.fromkeys([*systems_a, *systems_b]))
         self._say_unseen(names)
         mean, covariance = self.joint(names)

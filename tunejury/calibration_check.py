@@ -12,7 +12,7 @@ from tunejury.calibration import AnchorCalibration
 from tunejury.calibration_fit import fit_anchors, fit_published
 from tunejury.errors import InputError
 from tunejury.preferences import PreferencePair
-from tunejury.votes import reward_table
+from tunejury.votes import battle_key, reward_table
 
 METHODS = ("raw", "published", "anchors")
 
@@ -22,7 +22,8 @@ def held_out_probabilities(
 ) -> dict[str, Floats]:
     """Probability [N] that A wins each vote, by methods fitted to the other folds alone.
 
-    Votes on one prompt fall into one fold where prompts are known: their clips may be the same. Folds whose anchors
+    Votes on one prompt fall into one fold where prompts are known, else votes on the same clips: a fold must not be
+    judged by what its own clips taught. Folds whose anchors
     leave systems uncompared are taken as they are.
 
     Args:
@@ -38,10 +39,10 @@ def held_out_probabilities(
         InputError: there are fewer groups of votes than folds, or fewer than 2 folds.
     """
     rewards = reward_table(votes)
-    keys = [f"prompt {vote.prompt}" if vote.prompt else f"vote {vote.pair_id}" for vote in votes]
+    keys = [f"prompt {vote.prompt}" if vote.prompt else repr(battle_key(vote)) for vote in votes]
     groups = sorted(set(keys))
     if not 2 <= num_folds <= len(groups):
-        raise InputError(f"{num_folds} folds of {len(groups)} prompts (or votes without one), expected 2 to as many")
+        raise InputError(f"{num_folds} folds of {len(groups)} prompts (or battles without one), expected 2 to as many")
     random.Random(seed).shuffle(groups)
     fold_of = {group: place % num_folds for place, group in enumerate(groups)}
     fits: Mapping[str, Callable[[list[PreferencePair]], AnchorCalibration]] = {

@@ -12,16 +12,19 @@ never met, and shrinks the offsets by as much as the votes themselves ask for:
     scale     ~ N(0.5, 0.3^2)          between blind (0) and as good as at home (1)
     offset_s  ~ N(0, spread^2) + N(0, 0.5^2) * (mean reward of s, centred)
 
+(the numbers are `AnchorPrior`'s defaults).
 The second term says that what the judge makes of the difference between systems may be worth less, or more, than what
 it makes of the difference between two clips of like systems; it is one number shared by all systems. The spread has a
 log-normal prior around 0.5 with deviation 0.35 of its logarithm, and is averaged over with the weights its marginal
-likelihood gives it. Offsets of all systems, the reference included, are drawn alike; only differences count.
+likelihood gives it. Offsets of all systems, the reference included, are drawn alike; only differences count. What other
+numbers would give is measured by `benchmarks/calibration_priors.py`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,13 +36,36 @@ from tunejury.votes import connected_groups, count_votes, one_sided_systems, rew
 
 logger = logging.getLogger(__name__)
 
-SCALE_MEAN, SCALE_DEVIATION = 0.5, 0.3
-BETWEEN_DEVIATION = 0.5
-SPREAD_MEDIAN, SPREAD_LOG_DEVIATION = 0.5, 0.35
 # spreads averaged over: a factor of 4 to both sides of the median in steps of the square root of 2
-SPREADS = SPREAD_MEDIAN * 2.0 ** np.arange(-2, 2.01, 0.5)
-# a tie strength of 1 makes a third of the votes between equals ties
-LOG_TIE_DEVIATION = 1.0
+SPREAD_STEPS = 2.0 ** np.arange(-2, 2.01, 0.5)
+
+
+@dataclass(frozen=True)
+class AnchorPrior:
+    """What is held of scale, offsets and ties before a vote is seen (see the module); all in log-odds."""
+
+    scale_mean: float = 0.5
+    scale_deviation: float = 0.3
+    between_deviation: float = 0.5
+    """Of what the mean reward of a system adds to its offset, per unit of reward."""
+    spread_median: float = 0.5
+    spread_log_deviation: float = 0.35
+    """Of the logarithm of the offsets' spread; inf for a flat one."""
+    log_tie_deviation: float = 1.0
+    """A tie strength of 1 makes a third of the votes between equals ties."""
+
+    def __post_init__(self) -> None:
+        positive = ("scale_deviation", "spread_median", "spread_log_deviation", "log_tie_deviation")
+        wrong = [name for name in positive if not getattr(self, name) > 0]
+        wrong += [] if self.between_deviation >= 0 else ["between_deviation"]
+        wrong += [] if np.isfinite(self.scale_mean) else ["scale_mean"]
+        if wrong:
+            raise InputError(f"{wrong[0]} of the prior is {getattr(self, wrong[0])}, which no prior can have")
+
+    @property
+    def spreads(self) -> Floats:
+        """The spreads averaged over."""
+        return self.spread_median * SPREAD_STEPS
 
 
 def fit_published(
@@ -56,12 +82,14 @@ def fit_published(
         reward: name of the judge whose rewards these are, kept in the result.
 
     Raises:
-        InputError: a vote has no system or no finite reward, `l2` is not positive, or groups of systems are not
-            compared.
+        InputError: a vote has no system or no finite reward, `l2` is not positive, all votes are ties, or groups of
+            systems are not compared.
     """
     if not l2 > 0:
         raise InputError(f"l2 is {l2}, expected a positive number: it keeps offsets finite")
     decided = [vote for vote in votes if not vote.is_tie]
+    if votes and not decided:
+        raise InputError(f"all {len(votes)} votes are ties, which the published method leaves out; use the default one")
     if len(decided) < len(votes):
         logger.warning("%d ties are left out: the published method has none", len(votes) - len(decided))
     rewards = reward_table(decided)
@@ -97,7 +125,7 @@ def fit_published(
 
 def fit_anchors(
     votes: Sequence[PreferencePair], *, reference_system: str | None = None, allow_disconnected: bool = False,
-    reward: str | None = None,
+    reward: str | None = None, prior: AnchorPrior = AnchorPrior(),
 ) -> AnchorCalibration:  # fmt: skip
     """Fit scale, offsets and, if there are ties, the tie strength jointly (see the module).
 
@@ -107,6 +135,7 @@ def fit_anchors(
             probability.
         allow_disconnected: take votes that leave groups of systems uncompared; the prior alone then relates them.
         reward: name of the judge whose rewards these are, kept in the result.
+        prior: what is held before the votes are seen.
 
     Raises:
         InputError: a vote has no system or no finite reward, the reference system is in no vote, or groups of systems
@@ -129,23 +158,23 @@ def fit_anchors(
     level = _mean_rewards(votes, rewards, systems)
     size = 1 + len(systems)
     prior_mean = np.zeros(size + ties)
-    prior_mean[0] = SCALE_MEAN
+    prior_mean[0] = prior.scale_mean
     fits = []
-    for spread in SPREADS:
-        prior = np.zeros((size + ties, size + ties))
-        prior[0, 0] = SCALE_DEVIATION**2
-        prior[1:size, 1:size] = spread**2 * np.eye(len(systems)) + BETWEEN_DEVIATION**2 * np.outer(level, level)
+    for spread in prior.spreads:
+        before = np.zeros((size + ties, size + ties))
+        before[0, 0] = prior.scale_deviation**2
+        before[1:size, 1:size] = spread**2 * np.eye(len(systems)) + prior.between_deviation**2 * np.outer(level, level)
         if ties:
-            prior[-1, -1] = LOG_TIE_DEVIATION**2
-        fits.append(fit_map(design, outcomes, prior_mean, prior, ties=ties))
-    weights = _weights(fits)
+            before[-1, -1] = prior.log_tie_deviation**2
+        fits.append(fit_map(design, outcomes, prior_mean, before, ties=ties))
+    weights = _weights(fits, prior)
     mean = np.einsum("k,kp->p", weights, np.array([fit.mean for fit in fits]))
     # of the mixture: the mean covariance and the spread of the means
     covariance = sum(
         (weight * (fit.covariance + np.outer(fit.mean - mean, fit.mean - mean))
          for weight, fit in zip(weights, fits, strict=True)), np.zeros((len(mean), len(mean)))
     )  # fmt: skip
-    unseen = weights @ SPREADS**2 + BETWEEN_DEVIATION**2 * (level @ level / len(level) if systems else 1.0)
+    unseen = weights @ prior.spreads**2 + prior.between_deviation**2 * (level @ level / len(level) if systems else 1.0)
     return AnchorCalibration(
         method="anchors",
         reward=reward,
@@ -192,9 +221,9 @@ def _margin_deviation(rewards: Floats) -> float:
     return float(np.sqrt(np.mean((rewards[:, 0] - rewards[:, 1]) ** 2))) if len(rewards) else 1.0
 
 
-def _weights(fits: Sequence[Fit]) -> Floats:
+def _weights(fits: Sequence[Fit], prior: AnchorPrior) -> Floats:
     """Posterior of the spread on its grid, whose steps are equal in the logarithm."""
-    prior = -((np.log(SPREADS / SPREAD_MEDIAN) / SPREAD_LOG_DEVIATION) ** 2) / 2
-    log_weights = np.array([fit.log_evidence for fit in fits]) + prior
+    before = -((np.log(SPREAD_STEPS) / prior.spread_log_deviation) ** 2) / 2
+    log_weights = np.array([fit.log_evidence for fit in fits]) + before
     weights = np.exp(log_weights - log_weights.max())
     return np.asarray(weights / weights.sum())

@@ -82,6 +82,24 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def read_tensors(path: Path, names: Sequence[str], row: int | None = None) -> dict[str, Tensor]:
+    """Some tensors of a safetensors file, or one row [1, ...] of each, without reading the rest.
+
+    Raises:
+        InputError: the file is missing, damaged, or lacks one of them.
+        OSError: it may not be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            if row is None:
+                return {name: file.get_tensor(name) for name in names}
+            return {name: file.get_slice(name)[row : row + 1] for name in names}
+    except (SafetensorError, FileNotFoundError) as error:
+        raise InputError(f"{path} is damaged or gone: {one_line(error)}") from error
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Weights by name from a `.pt` or `.bin` file: a state dict, or a training checkpoint with one as "state_dict".
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunejury.errors import InputError
-from tunejury.evaluation import RatedClip, existing_clip
 from tunejury.preferences import WINNERS, PreferencePair, number, read_rows
+from tunejury.ratings import RatedClip, existing_clip
 
 SCALES = ("musicality", "text-music alignment")
 # votes of each pair, by the name of the task

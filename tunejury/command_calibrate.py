@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from tunejury.command_options import load_judge, to_json
-from tunejury.errors import InputError
+from tunejury.command_options import check_can_write, load_judge, to_json
 
 if TYPE_CHECKING:
     from tunejury.calibration import AnchorCalibration
@@ -66,8 +65,7 @@ class Calibrate:
             judged.append(model.config.name)
             return score_files(model, files, prompts, batch_size=self.batch_size)
 
-        if self.output is not None and not self.output.parent.is_dir():
-            raise InputError(f"{self.output.parent} is no folder, the calibration cannot be written there")
+        check_can_write(self.output)
         votes = read_votes(self.votes, judge)
         # rewards that came with the file may be any judge's
         shared: dict[str, Any] = {

@@ -13,21 +13,46 @@ if TYPE_CHECKING:
     from tunejury.model import RewardModel
 
 
-def load_judge(reward: str, device: str, protocol: str | None, files: Sequence[str]) -> RewardModel:
+def load_judge(
+    reward: str,
+    device: str,
+    protocol: str | None,
+    files: Sequence[str],
+    calibration: Path | None = None,
+    system: str | None = None,
+) -> RewardModel:
     """The judge that the options `--reward --device --protocol --files` ask for.
 
     Args:
         reward, protocol: as for `load_reward`.
         device: a device's name, or `auto`.
         files: "part=path" each, for the parts of a released head that are not to be taken from the hub.
+        calibration, system: as for `load_reward`.
 
     Raises:
         InputError: as for `load_reward`, or a file is not given as part=path.
     """
     from tunejury.loading import load_reward
 
+    if calibration is None and system is not None:
+        raise InputError(f"--system {system} is for a calibrated reward, expected --calibration FILE with it")
     parts = parse_files(files)
-    return load_reward(reward, device=None if device == "auto" else device, protocol=protocol, files=parts or None)
+    return load_reward(
+        reward,
+        device=None if device == "auto" else device,
+        protocol=protocol,
+        files=parts or None,
+        calibration=calibration,
+        system=system,
+    )
+
+
+def check_can_write(path: Path | None) -> None:
+    """Raise InputError now, not after the work, where a file cannot be written at this path; None is no file."""
+    if path is not None and path.is_dir():
+        raise InputError(f"{path} is a folder, expected the name of a file to write")
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"{path.parent} is no folder, {path.name} cannot be written there")
 
 
 def to_json(values: object) -> str:

@@ -41,6 +41,12 @@ class Score:
     """What the judge hears of a clip; left out, what it was made for."""
     files: tuple[str, ...] = ()
     """Parts of a released head that lie here, as part=path: head, clap, roberta, mert."""
+    calibration: Path | None = None
+    """File of a calibration, as `tunejury calibrate` writes it: rewards then differ by log-odds of preference across
+    systems.
+    """
+    system: str | None = None
+    """What made the clips; needed with --calibration."""
     output: Path | None = None
     """A .jsonl or .csv file to write instead of printing; the same command continues an interrupted run, and a file
     that cannot be judged has its reason there.
@@ -58,7 +64,7 @@ class Score:
         from tunejury.scoring import find_items
 
         items = find_items(self.clips, self.prompt)
-        model = load_judge(self.reward, self.device, self.protocol, self.files)
+        model = load_judge(self.reward, self.device, self.protocol, self.files, self.calibration, self.system)
         cache = EmbeddingCache(self.cache, model) if self.cache is not None else None
         if self.output is not None:
             write_scores(model, items, self.output, self.batch_size, self.overwrite, cache)

@@ -1,103 +1,34 @@
-"""How well a judge agrees with people: reading what they voted or rated, and the figures a report holds.
+"""How well a judge agrees with people: the figures of a report on votes or on ratings.
 
-Two kinds of table are read: votes between two clips (see `tunejury.preferences`), and ratings of single clips on one
-or more scales. CMI-RewardBench's table mixes both; `tunejury.cmi_rewardbench` takes it apart into them.
+Votes between two clips are read by `tunejury.preferences`, ratings of single clips by `tunejury.ratings`.
+CMI-RewardBench's table mixes both; `tunejury.cmi_rewardbench` takes it apart into them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from tunejury import metrics
+from tunejury.bradley_terry import Floats
+from tunejury.calibration import AnchorCalibration
 from tunejury.errors import InputError
-from tunejury.preferences import PreferencePair, number, read_rows
+from tunejury.preferences import PreferencePair
+from tunejury.ratings import RatedClip
 
 # (audio files, prompts) -> rewards
 Judge = Callable[[Sequence[Path], Sequence[str]], Sequence[float]]
 
-CLIP_COLUMNS = ("audio", "path", "audio_path", "audio-path")
-SYSTEM_COLUMNS = ("system", "model")
-REWARD_COLUMNS = ("reward",)
-NO_RATINGS = {*CLIP_COLUMNS, *SYSTEM_COLUMNS, *REWARD_COLUMNS, "prompt", "source", "dataset", "split", "clip_id", "id"}
+# what a bootstrap draws anew, as a whole
+Groups = Literal["prompt", "system", "row"]
+
+FIGURES = ("accuracy", "log_loss", "brier_score", "expected_calibration_error")
 FEWEST_SYSTEMS = 3  # of which a correlation over systems says anything
-
-
-@dataclass(frozen=True)
-class RatedClip:
-    """A clip and what people said of it."""
-
-    audio: str
-    """Path; empty where the table holds rewards alone."""
-    prompt: str
-    ratings: Mapping[str, float]
-    """Rating by scale; a scale the clip was not rated on is left out."""
-    system: str = ""
-    source: str = ""
-    reward: float | None = None
-
-
-def read_ratings(
-    path: str | Path, scales: Sequence[str] = (), *, audio_root: str | Path | None = None
-) -> list[RatedClip]:
-    """Read ratings of clips.
-
-    Args:
-        path: `.jsonl`, `.csv` or `.json` with a clip (`audio` or `path`) or its `reward` in every row, ratings in
-            columns of numbers, and `prompt`, `system`, `source` where known.
-        scales: names of the columns that hold ratings; none takes every other column that holds numbers alone.
-        audio_root: what relative paths start from; None for the folder of the file.
-
-    Raises:
-        InputError: the file is missing or damaged, a clip does not exist, or a column is missing or no number.
-    """
-    path = Path(path)
-    root = path.parent if audio_root is None else Path(audio_root)
-    rows = list(read_rows(path))
-    names = list(scales) or _columns_of_numbers([row for _, row in rows])
-    if not names:
-        raise InputError(f"{path} has no column of ratings (numbers), there are: {', '.join(map(str, rows[0][1]))}")
-    clips = []
-    for line, row in rows:
-        where = f"{path}:{line}"
-        absent = [name for name in names if name not in row]
-        if absent:
-            raise InputError(f"{where}: no column {absent[0]!r}, there are: {', '.join(map(str, row))}")
-        values = {name: number(row[name], name, where) for name in names}
-        reward = number(_first(row, REWARD_COLUMNS), "reward", where)
-        audio = str(_first(row, CLIP_COLUMNS) or "")
-        if reward is None:
-            audio = existing_clip(root, audio, where)
-        clips.append(
-            RatedClip(
-                audio=audio,
-                prompt=str(row.get("prompt") or "").strip(),
-                ratings={name: value for name, value in values.items() if value is not None},
-                system=str(_first(row, SYSTEM_COLUMNS) or ""),
-                source=str(row.get("source") or path.stem),
-                reward=reward,
-            )
-        )
-    return clips
-
-
-def existing_clip(root: Path, name: str, where: str) -> str:
-    """Path of a clip named in a table.
-
-    Raises:
-        InputError: there is no name, or no such file.
-    """
-    if not name:
-        raise InputError(f"{where}: neither a clip nor a reward, expected a column audio (a path) or reward")
-    path = root / name
-    if not path.is_file():
-        raise InputError(f"{where}: clip {path} does not exist")
-    return str(path)
 
 
 def judge_pairs(pairs: Sequence[PreferencePair], judge: Judge) -> list[PreferencePair]:
@@ -125,33 +56,79 @@ def judge_clips(clips: Sequence[RatedClip], judge: Judge) -> list[RatedClip]:
     return [replace(clip, reward=rewards[clip.audio, clip.prompt]) if clip.reward is None else clip for clip in clips]
 
 
-def pair_report(pairs: Sequence[PreferencePair], *, num_resamples: int = 1000) -> dict[str, Any]:
+def pair_report(
+    pairs: Sequence[PreferencePair],
+    *,
+    calibration: AnchorCalibration | None = None,
+    groups: Groups = "prompt",
+    num_resamples: int = 1000,
+) -> dict[str, Any]:
     """Agreement with votes, over all pairs and by source.
 
     A difference of rewards is taken as a log-odds, which gives the probabilities. Ties are left out of every figure
-    and counted. Intervals are 95 % by bootstrap over prompts (over pairs where there are none). The figures are None
-    where every vote is a tie.
+    and counted; the figures are None where every vote is one. Under `position` is how often A won and how often the
+    judge chose A: sides are drawn at random in a sound study, so a share of A whose interval leaves 0.5 out says that
+    they were not, or that place had a part.
+
+    Args:
+        pairs: with rewards.
+        calibration: what the rewards go through for the figures under `calibrated`; the pairs then name their systems.
+        groups: what is drawn anew for the 95 % bootstrap intervals: prompts (a pair without one stands alone), pairs of
+            systems, or single pairs.
+        num_resamples: bootstrap samples.
 
     Raises:
-        InputError: a reward is missing, or there is no pair.
+        InputError: a reward, or a system that is needed, is missing, or there is no pair.
     """
     if not pairs:
         raise InputError("expected at least one pair to evaluate")
     sources = sorted({pair.source for pair in pairs})
-    report = _pair_figures(pairs, num_resamples)
+    report = _pair_figures(pairs, calibration, groups, num_resamples)
     if len(sources) > 1:
-        report["by_source"] = {s: _pair_figures([p for p in pairs if p.source == s], num_resamples) for s in sources}
+        report["by_source"] = {
+            source: _pair_figures([p for p in pairs if p.source == source], calibration, groups, num_resamples)
+            for source in sources
+        }
     return report
 
 
-def rating_report(clips: Sequence[RatedClip], *, num_resamples: int = 1000) -> dict[str, Any]:
-    """Correlation of reward and rating on each scale: per clip, and per system where there are enough of them.
-
-    Intervals are 95 % by bootstrap over clips. A correlation is None where it is not defined (fewer than two clips, or
-    all values equal).
+def pair_probabilities(pairs: Sequence[PreferencePair], calibration: AnchorCalibration | None = None) -> Floats:
+    """Probability [N] that A wins each pair: of the margin alone, or through a calibration.
 
     Raises:
-        InputError: a reward is missing, or there is no clip.
+        InputError: a reward is missing, or with a calibration a system.
+    """
+    margins = pair_margins(pairs)
+    if calibration is None:
+        probabilities = 0.5 * (1 + np.tanh(margins / 2))  # the logistic function, without overflow
+    else:
+        _check_systems(pairs, "a calibration")
+        systems = [pair.system_a for pair in pairs], [pair.system_b for pair in pairs]
+        probabilities = calibration.win_probabilities(margins, *systems)
+    # the sharpest probability a float64 holds would cost infinity where it is wrong
+    return np.clip(probabilities, 1e-15, 1 - 1e-15)
+
+
+def pair_margins(pairs: Sequence[PreferencePair]) -> Floats:
+    """reward(A) - reward(B) [N]; InputError where one is missing."""
+    return np.array([_known(pair.reward_a) - _known(pair.reward_b) for pair in pairs])
+
+
+def rating_report(
+    clips: Sequence[RatedClip], *, groups: Groups = "prompt", num_resamples: int = 1000
+) -> dict[str, Any]:
+    """Correlation of reward and rating on each scale: per clip, and per system where there are enough of them.
+
+    A correlation is None where it is not defined (fewer than two clips, or all values equal).
+
+    Args:
+        clips: with rewards.
+        groups: what is drawn anew for the 95 % bootstrap intervals: prompts (a clip without one stands alone), systems,
+            or single clips.
+        num_resamples: bootstrap samples.
+
+    Raises:
+        InputError: a reward, or a system that is needed, is missing, or there is no clip.
     """
     if not clips:
         raise InputError("expected at least one clip to evaluate")
@@ -161,9 +138,18 @@ def rating_report(clips: Sequence[RatedClip], *, num_resamples: int = 1000) -> d
         rated = [clip for clip in clips if scale in clip.ratings]
         rewards = np.array([_known(clip.reward) for clip in rated])
         ratings = np.array([clip.ratings[scale] for clip in rated])
-        figures: dict[str, Any] = {"num_clips": len(rated), **_correlations(rewards, ratings)}
-        figures["spearman_ci"] = _interval(metrics.spearman, rewards, ratings, num_resamples=num_resamples)
         systems = [clip.system for clip in rated]
+        if groups == "system" and "" in systems:
+            raise InputError("a clip does not name its system, which intervals over systems need: a column system")
+        drawn = {
+            "prompt": [f"prompt {clip.prompt}" if clip.prompt else f"clip {place}" for place, clip in enumerate(rated)],
+            "system": systems,
+            "row": None,
+        }[groups]
+        figures: dict[str, Any] = {"num_clips": len(rated), **_correlations(rewards, ratings)}
+        figures["spearman_ci"] = _interval(
+            metrics.spearman, rewards, ratings, groups=drawn, num_resamples=num_resamples
+        )
         if len(set(systems)) >= FEWEST_SYSTEMS and "" not in systems:
             means = [metrics.system_means(values, systems) for values in (rewards, ratings)]
             figures["num_systems"] = len(means[0])
@@ -172,26 +158,51 @@ def rating_report(clips: Sequence[RatedClip], *, num_resamples: int = 1000) -> d
     return report
 
 
-def _pair_figures(pairs: Sequence[PreferencePair], num_resamples: int) -> dict[str, Any]:
-    margins = np.array([_known(pair.reward_a) - _known(pair.reward_b) for pair in pairs])
-    outcomes = np.array([pair.target for pair in pairs])
-    decided = outcomes != 0.5
-    report: dict[str, Any] = {"num_pairs": len(pairs), "num_ties": int((~decided).sum())}
-    names = ("accuracy", "log_loss", "brier_score", "expected_calibration_error")
-    if not decided.any():
-        return {**report, **dict.fromkeys((*names, "accuracy_ci"))}
-    probabilities = 0.5 * (1 + np.tanh(margins / 2))  # the logistic function, without overflow
-    kept = probabilities[decided], outcomes[decided]
-    # the sharpest probability a float64 holds would cost infinity where it is wrong
-    report |= metrics.preference_metrics(np.clip(kept[0], 1e-15, 1 - 1e-15), kept[1])
-    report["accuracy"] = metrics.pairwise_accuracy(margins, outcomes)
-    prompts = [
-        pair.prompt or f"pair {pair.pair_id}" for pair, is_decided in zip(pairs, decided, strict=True) if is_decided
-    ]
-    report["accuracy_ci"] = _interval(
-        metrics.pairwise_accuracy, margins[decided], kept[1], groups=prompts, num_resamples=num_resamples
-    )
+def _pair_figures(
+    pairs: Sequence[PreferencePair], calibration: AnchorCalibration | None, groups: Groups, num_resamples: int
+) -> dict[str, Any]:
+    if groups == "system":
+        _check_systems(pairs, "intervals over systems")
+    kept = [pair for pair in pairs if not pair.is_tie]
+    pair_margins(pairs)  # a reward that is missing is no tie's excuse
+    report: dict[str, Any] = {"num_pairs": len(pairs), "num_ties": len(pairs) - len(kept)}
+    if not kept:
+        return {**report, **dict.fromkeys((*FIGURES, "accuracy_ci", "position"))}
+    outcomes = np.array([pair.target for pair in kept])
+    drawn = {
+        "prompt": [f"prompt {pair.prompt}" if pair.prompt else f"pair {pair.pair_id}" for pair in kept],
+        "system": [" ".join(sorted((pair.system_a, pair.system_b))) for pair in kept],
+        "row": None,
+    }[groups]
+    margins = pair_margins(kept)
+
+    def figures(probabilities: Floats, sides: Floats) -> dict[str, Any]:
+        return {
+            **metrics.preference_metrics(probabilities, outcomes),
+            "accuracy": metrics.pairwise_accuracy(sides, outcomes),
+            "accuracy_ci": _interval(
+                metrics.pairwise_accuracy, sides, outcomes, groups=drawn, num_resamples=num_resamples
+            ),
+        }
+
+    def share(values: Floats) -> dict[str, Any]:
+        interval = _interval(lambda x: float(x.mean()), values, groups=drawn, num_resamples=num_resamples)
+        return {"share": float(values.mean()), "ci": interval}
+
+    report |= figures(pair_probabilities(kept), margins)
+    report["position"] = {"a_won": share(outcomes), "judge_chose_a": share(0.5 + 0.5 * np.sign(margins))}
+    if calibration is not None:
+        probabilities = pair_probabilities(kept, calibration)
+        report["calibrated"] = figures(probabilities, probabilities - 0.5)
     return report
+
+
+def _check_systems(pairs: Sequence[PreferencePair], what: str) -> None:
+    for pair in pairs:
+        if not pair.system_a or not pair.system_b:
+            raise InputError(
+                f"pair {pair.pair_id!r} does not name its systems, which {what} needs: columns system_a and system_b"
+            )
 
 
 def _correlations(first: Any, second: Any) -> dict[str, float | None]:
@@ -224,20 +235,3 @@ def _known(reward: float | None) -> float:
     if reward is None:
         raise InputError("a reward is missing, judge the clips first")
     return reward
-
-
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
-
-
-def _columns_of_numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    def is_number(value: Any) -> bool:
-        try:
-            return value in (None, "") or np.isfinite(float(value))
-        except (TypeError, ValueError):
-            return False
-
-    names = [name for name in rows[0] if str(name).lower() not in NO_RATINGS]
-    return [
-        n for n in names if all(is_number(r.get(n)) for r in rows) and any(r.get(n) not in (None, "") for r in rows)
-    ]

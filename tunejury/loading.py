@@ -96,7 +96,7 @@ def load_reward(
     if protocol is not None:
         config = replace(config, protocol=protocol)
     model = _build(config, source)
-    _load_weights(model, read_safetensors(directory / WEIGHTS_FILE) if state is None else state, weights)
+    load_weights(model, read_safetensors(directory / WEIGHTS_FILE) if state is None else state, weights)
     if calibration is not None:
         if not isinstance(calibration, AnchorCalibration):
             calibration = AnchorCalibration.load(calibration)
@@ -191,7 +191,12 @@ def _build(config: RewardConfig, source: str) -> RewardModel:
             raise InputError(f"{source}: {error}") from error
 
 
-def _load_weights(model: RewardModel, state: dict[str, Tensor], source: str) -> None:
+def load_weights(model: RewardModel, state: dict[str, Tensor], source: str) -> None:
+    """Give a model its weights, all of them and no others.
+
+    Raises:
+        InputError: they do not fit the model's config, or are not finite; the message names `source`.
+    """
     expected = model.state_dict()
     derived = [name for name in expected if name.endswith(DERIVED_BUFFERS)]
     state = {**{name: expected[name] for name in derived}, **state}

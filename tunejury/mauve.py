@@ -2,19 +2,30 @@
 
 MAD (Huang et al., arXiv 2503.16669) is the negative logarithm of MAUVE (Pillutla et al., arXiv 2102.01454): embeddings
 of both sets are clustered together, and the two histograms over the clusters are compared by the area under their
-divergence frontier. Written from the two papers; the settings are those of TuneJury's evaluation (MAUVE's defaults).
+divergence frontier. Written from the two papers; the settings are those of TuneJury's evaluation (MAUVE's defaults),
+and the values those of the reference program `mauve-text` (`benchmarks/distribution_parity.py`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from tunejury.distribution import check_embeddings
+
+# of faiss's k-means, see `kmeans`
+MOST_POINTS = 256  # per cluster
+RESTART_STRIDE = 15_486_557
+SPLIT_SEED, SPLIT_STEP = 1234, 1 / 1024
+TWISTER_MAX = 2**32 - 1
+# from a seed of MAUVE to that of its k-means
+SEED_STEP = 2
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ def mauve_audio_divergence(first: Tensor, second: Tensor, config: MauveConfig = 
         ValueError: as for `frechet_distance`.
     """
     first, second = check_embeddings(first, second)
-    both = torch.cat([first, second])
+    both = torch.cat([second, first])  # in the reference program's order, which k-means depends on
     # scaled first: squares of tiny or huge values leave float64; an embedding of zeros stays one
     both = normalize(both / both.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny), dim=1)
     components = _principal_components(both, config.explained_variance)
@@ -76,10 +87,10 @@ def mauve_audio_divergence(first: Tensor, second: Tensor, config: MauveConfig = 
         clusters,
         restarts=config.restarts,
         max_iterations=config.max_iterations,
-        seed=config.seed,
+        seed=config.seed + SEED_STEP,
     )
-    counts = [torch.bincount(part, minlength=clusters).double() for part in labels.split([len(first), len(second)])]
-    p, q = (count / count.sum() for count in counts)
+    counts = [torch.bincount(part, minlength=clusters).double() for part in labels.split([len(second), len(first)])]
+    q, p = (count / count.sum() for count in counts)
     mauve = frontier_area(p, q, scale=config.scale, points=config.points)
     return MauveResult(mauve, max(0.0, -math.log(mauve)), tuple(p.tolist()), tuple(q.tolist()))
 
@@ -101,53 +112,87 @@ def frontier_area(p: Tensor, q: Tensor, *, scale: float = 5.0, points: int = 25)
 
 
 def kmeans(points: Tensor, clusters: int, *, restarts: int = 5, max_iterations: int = 500, seed: int = 0) -> Tensor:
-    """Label [N] of each point [N, D]: Lloyd's algorithm from k-means++ starts, the best of several runs.
+    """Label [N] of each point [N, D]: Lloyd's algorithm from starts at random points, the best of several runs.
 
-    Where there are fewer different points than clusters, each different point is its own cluster.
+    The random choices are those of faiss (Johnson et al., arXiv 1702.08734), whose k-means the reference program calls:
+    on data without clear clusters the value moves with the optimum found, so equal figures take equal choices. Starts
+    are a shuffle by Mersenne twister; an empty cluster takes half of a large one; of more than 256 points per cluster
+    a random part is clustered, and all are labelled by it. Where there are fewer different points than clusters, each
+    different point is its own cluster.
     """
     distinct, places = torch.unique(points, dim=0, return_inverse=True)
     if len(distinct) <= clusters:
         return places
-    generator = torch.Generator().manual_seed(seed)
-    best_labels, least = places, math.inf
-    for _ in range(restarts):
-        centres = _spread_centres(points, clusters, generator)
-        labels = torch.full((len(points),), -1)
-        for _ in range(max_iterations):
-            distances = torch.cdist(points, centres)
-            nearest, new_labels = distances.min(1)
-            counts = torch.bincount(new_labels, minlength=clusters)
-            for empty in (counts == 0).nonzero().flatten().tolist():
-                # the point worst served by its centre makes a better one
-                worst = int(nearest.argmax())
-                new_labels[worst], nearest[worst] = empty, 0.0
-            if torch.equal(labels, new_labels):
-                break
-            labels = new_labels
-            counts = torch.bincount(labels, minlength=clusters).clamp_min(1)
-            centres = torch.zeros_like(centres).index_add_(0, labels, points) / counts[:, None]
-        distortion = float((points - centres[labels]).square().sum())
+    chosen = points
+    if len(points) > MOST_POINTS * clusters:
+        chosen = points[_shuffle(len(points), seed)[: MOST_POINTS * clusters]]
+    best, least = chosen[:clusters], math.inf
+    for restart in range(restarts):
+        centres = chosen[_shuffle(len(chosen), seed + 1 + restart * RESTART_STRIDE)[:clusters]]
+        centres, distortion = _lloyd(chosen, centres, max_iterations)
         if distortion < least:
-            best_labels, least = labels, distortion
-    return best_labels
+            best, least = centres, distortion
+    return _distances(points, best).argmin(1)
 
 
-def _spread_centres(points: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Starting centres: each next one a point drawn by its squared distance to those there are (k-means++)."""
-    first = int(torch.randint(len(points), (1,), generator=generator))
-    centres = [points[first]]
-    nearest = (points - centres[0]).square().sum(1)
-    for _ in range(clusters - 1):
-        place = int(torch.multinomial(nearest, 1, generator=generator))
-        centres.append(points[place])
-        nearest = torch.minimum(nearest, (points - points[place]).square().sum(1))
-    return torch.stack(centres)
+def _lloyd(points: Tensor, centres: Tensor, max_iterations: int) -> tuple[Tensor, float]:
+    """Centres [K, D] after so many rounds, or where they stay, and the sum of squared distances in the last one."""
+    labels = torch.full((len(points),), -1)
+    distortion = math.inf
+    for _ in range(max_iterations):
+        nearest, new_labels = _distances(points, centres).min(1)
+        distortion = float(nearest.sum())
+        counts = torch.bincount(new_labels, minlength=len(centres))
+        empty = (counts == 0).nonzero().flatten().tolist()
+        if torch.equal(labels, new_labels) and not empty:
+            break
+        labels = new_labels
+        centres = torch.zeros_like(centres).index_add_(0, labels, points) / counts.clamp_min(1)[:, None]
+        if empty:
+            _split(centres, counts.tolist(), empty)
+    return centres, distortion
+
+
+def _split(centres: Tensor, counts: list[int], empty: Sequence[int]) -> None:
+    """Give each empty cluster half of another one, drawn by size, by moving both centres slightly apart, in place."""
+    twister = np.random.RandomState(SPLIT_SEED)
+    spare = sum(counts) - len(counts)
+    apart = SPLIT_STEP * (1.0 - 2.0 * (torch.arange(centres.shape[1]) % 2)).to(centres)
+    for cluster in empty:
+        large = 0
+        while not int(_draws(twister, 1)[0]) / TWISTER_MAX < (counts[large] - 1) / spare:
+            large = (large + 1) % len(counts)
+        centres[cluster] = centres[large] * (1 + apart)
+        centres[large] *= 1 - apart
+        counts[cluster] = counts[large] // 2
+        counts[large] -= counts[cluster]
+
+
+def _shuffle(number: int, seed: int) -> list[int]:
+    """0 .. number - 1, shuffled from the front by remainders of the Mersenne twister's 32-bit numbers."""
+    order = list(range(number))
+    for place, draw in enumerate(_draws(np.random.RandomState(seed % 2**32), number - 1)):
+        other = place + draw % (number - place)
+        order[place], order[other] = order[other], order[place]
+    return order
+
+
+def _draws(twister: np.random.RandomState, number: int) -> list[int]:
+    drawn: list[int] = twister.randint(0, 2**32, size=number, dtype=np.uint32).tolist()
+    return drawn
+
+
+def _distances(points: Tensor, centres: Tensor) -> Tensor:
+    """Squared distances [N, K], as differences squared and summed: nothing cancels."""
+    return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def _principal_components(points: Tensor, explained_variance: float) -> Tensor:
     """Points [N, D] as their leading principal components [N, K], the fewest that explain the share of variance."""
     centred = points - points.mean(0)
-    u, values, _ = torch.linalg.svd(centred, full_matrices=False)
+    u, values, directions = torch.linalg.svd(centred, full_matrices=False)
+    # a direction's sign is arbitrary: its largest entry is taken as positive
+    u = u * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign().T
     variance = values.square()
     if variance[0] <= 1e-24 * len(points):  # all points are one, up to rounding
         return torch.zeros(len(points), 1, dtype=points.dtype)

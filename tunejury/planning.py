@@ -38,9 +38,10 @@ def win_half_width(
     nodes, weights = np.polynomial.hermite_e.hermegauss(15)
     design = np.stack([calibration.margin_deviation * nodes, -np.ones(15), np.ones(15)], axis=1)  # [15, 3]
     half = design @ mean / 2
-    tie = 0.0 if calibration.log_tie is None else np.exp(calibration.log_tie)
-    total = np.exp(half) + np.exp(-half) + tie
-    decided, lead = 1 - tie / total, (np.exp(half) - np.exp(-half)) / total
+    log_tie = -np.inf if calibration.log_tie is None else calibration.log_tie
+    exponents = np.stack([half, -half, np.full_like(half, log_tie)])
+    a, b, tie = np.exp(exponents - exponents.max(axis=0))
+    decided, lead = 1 - tie / (a + b + tie), (a - b) / (a + b + tie)
     information = (decided - lead**2) / 4 * weights / weights.sum()  # variance of the exponent's z part
     gained = more_pairs * np.einsum("n,np,nq->pq", information, design, design)
     # (C^-1 + G)^-1 without inverting C, which is singular where the scale is held fixed

@@ -144,9 +144,17 @@ def locate_release(name_or_path: str | Path, files: Mapping[str, str | Path] | N
         head = Path(name_or_path)
         name = head.stem
         blocks, license = read_blocks(head)
+    return Located(name, license, blocks, head, locate_parts(blocks, given))
+
+
+def locate_parts(blocks: Sequence[str], files: Mapping[str, Path]) -> dict[str, Path]:
+    """Files of the encoders of some blocks of `FULL`, fetching from the hub what is not given.
+
+    Raises:
+        InputError: a part is not to be had.
+    """
     needed = dict.fromkeys(part for block in blocks for part in _BLOCKS[block].parts)
-    parts = {part: _locate(PARTS[part], given.get(part)) for part in needed}
-    return Located(name, license, blocks, head, parts)
+    return {part: _locate(PARTS[part], files.get(part)) for part in needed}
 
 
 def read_release(located: Located) -> tuple[RewardConfig, dict[str, Tensor]]:
@@ -157,15 +165,8 @@ def read_release(located: Located) -> tuple[RewardConfig, dict[str, Tensor]]:
         OSError: a file may not be read.
     """
     head = read_head(located.head)
-    state = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
-    encoders: dict[str, Mapping[str, Any]] = {}
-    inputs = []
-    for name in located.blocks:
-        block = _BLOCKS[name]
-        settings, weights, dim = block.read([located.parts[part] for part in block.parts])
-        encoders[block.kind] = {"kind": block.kind, **settings}
-        state |= {f"encoders.{block.kind}.{weight}": tensor for weight, tensor in weights.items()}
-        inputs.append(InputBlock(block.modality, (block.kind,), dim))
+    encoders, inputs, state = read_encoders(located.blocks, located.parts)
+    state |= {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
     features = sum(block.dim for block in inputs)
     if features != head.input_dim:
         raise InputError(
@@ -175,6 +176,24 @@ def read_release(located: Located) -> tuple[RewardConfig, dict[str, Tensor]]:
     widths = tuple(len(tensor) for name, tensor in state.items() if name.startswith("head.") and tensor.ndim == 2)
     config = RewardConfig(located.name, located.license, encoders, tuple(inputs), HeadConfig(widths[:-1], DROPOUT))
     return config, state
+
+
+def read_encoders(
+    blocks: Sequence[str], parts: Mapping[str, Path]
+) -> tuple[dict[str, Mapping[str, Any]], list[InputBlock], dict[str, Tensor]]:
+    """Configs of the encoders of some blocks, the input blocks they give, and their weights by their names in
+    `RewardModel`; errors as for `read_release`.
+    """
+    encoders: dict[str, Mapping[str, Any]] = {}
+    inputs: list[InputBlock] = []
+    state: dict[str, Tensor] = {}
+    for name in blocks:
+        block = _BLOCKS[name]
+        settings, weights, dim = block.read([parts[part] for part in block.parts])
+        encoders[block.kind] = {"kind": block.kind, **settings}
+        state |= {f"encoders.{block.kind}.{weight}": tensor for weight, tensor in weights.items()}
+        inputs.append(InputBlock(block.modality, (block.kind,), dim))
+    return encoders, inputs, state
 
 
 def release_licenses(name: str) -> dict[str, str]:
@@ -220,6 +239,23 @@ def save_head(head: RewardHead, path: str | Path, exclude: Sequence[str] = ()) -
     for target, content in ((path, buffer.getvalue()), (path.with_suffix(".json"), sidecar.encode())):
         with atomic_path(target) as temporary:
             temporary.write_bytes(content)
+
+
+def excluded_blocks(config: RewardConfig) -> list[str]:
+    """What `save_head` is told of a head with these inputs: the blocks of `FULL` it does without.
+
+    Raises:
+        InputError: the inputs are not some of `FULL`, in its order: the released format cannot say what the head reads.
+    """
+    names = {block.kind: name for name, block in _BLOCKS.items()}
+    kinds = [str(config.encoders[encoder]["kind"]) for block in config.inputs for encoder in block.encoders]
+    blocks = [names.get(kind, "") for kind in kinds]
+    if any(block.kind == "product" for block in config.inputs) or blocks != [b for b in FULL if b in blocks]:
+        raise InputError(
+            f"a head on {', '.join(kinds)} cannot be written in the released format, whose inputs are some of "
+            f"{', '.join(_BLOCKS[name].kind for name in FULL)}, in this order"
+        )
+    return [name for name in FULL if name not in blocks]
 
 
 def read_blocks(head: Path) -> tuple[tuple[str, ...], str]:

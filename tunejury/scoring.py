@@ -155,14 +155,18 @@ def embed_batches(
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode") as pool:
         remaining = iter(batches)
         coming = [pool.submit(_read_batch, files, batch, cache) for batch in islice(remaining, 2)]
-        while coming:
-            clips, failed = coming.pop(0).result()
-            with torch.no_grad():
-                embedded = _embed(model, clips, cache)
-            del clips
-            # only now: no more than two batches are ever in memory
-            coming += [pool.submit(_read_batch, files, batch, cache) for batch in islice(remaining, 1)]
-            yield embedded, failed
+        try:
+            while coming:
+                clips, failed = coming.pop(0).result()
+                with torch.no_grad():
+                    embedded = _embed(model, clips, cache)
+                del clips
+                # only now: no more than two batches are ever in memory
+                coming += [pool.submit(_read_batch, files, batch, cache) for batch in islice(remaining, 1)]
+                yield embedded, failed
+        finally:
+            if cache is not None:
+                cache.flush()  # also when interrupted: what was heard is kept
 
 
 @dataclass(frozen=True)

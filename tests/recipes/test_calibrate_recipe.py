@@ -46,6 +46,8 @@ def test_folder_holds_calibration_results_and_plot(tmp_path: Path) -> None:
     calibration = AnchorCalibration.load(output / "calibration.json")
     assert calibration.offset("loud").value == results["offsets"]["loud"]["value"]
     assert (output / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "http" not in page and "<td>loud</td>" in page
     assert "log loss" in done.stdout
 
     # the same command again reads what is there, other settings are refused

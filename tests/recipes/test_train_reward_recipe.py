@@ -12,7 +12,6 @@ import pytest
 import soundfile
 
 from tunejury import load_audio, load_reward
-from tunejury.loading import load_head
 
 Run = Callable[..., int]
 RATE = 16_000
@@ -47,7 +46,7 @@ def options(judge_directory: Path, output: Path) -> list[object]:
 
 def test_votes_in_reward_out(run_recipe: Run, judge_directory: Path, votes: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    arguments = ["--pairs", votes, "--seeds", 0, 1, "--leave-one-source-out", "--export-released", "--name", "mine"]
+    arguments = ["--pairs", votes, "--seeds", 0, 1, "--leave-one-source-out", "--name", "mine"]
     arguments += ["--split-fractions", 0.6, 0.2, 0.2, *options(judge_directory, output)]
     assert run_recipe("train_reward", *arguments) == 0
     results = json.loads((output / "results.json").read_text())
@@ -63,12 +62,11 @@ def test_votes_in_reward_out(run_recipe: Run, judge_directory: Path, votes: Path
         (s, o) for s in (0, 1) for o in (None, "arena", "lab")
     }
 
-    # the reward is a whole one, and the exported head is its head
+    # the reward is a whole one
     reward = load_reward(output / "reward", device="cpu")
     clips = [load_audio(votes.parent / name)[0] for name in ("noise0.wav", "tone0.wav")]
     noise, tone = (float(reward(clip[None], RATE, ["prompt 0"])) for clip in clips)
     assert noise > tone and reward.config.name == "mine" and reward.config.head.widths == (32, 16)
-    assert load_head(output / "head.pt").state_dict().keys() == reward.head.state_dict().keys()
     card = (output / "reward" / "README.md").read_text()
     assert "pairs; mean of 2 head(s)" in card
 
@@ -101,6 +99,7 @@ def test_blocks_and_preset(
         (["--split-fractions", "1", "1", "1"], "expected three shares"),
         (["--reward", "nonsense"], "unknown reward 'nonsense'"),
         (["--seeds", "1", "1"], "no seed twice"),
+        (["--export-released"], "cannot be written in the released format"),
     ],
 )
 def test_bad_input_is_one_line(

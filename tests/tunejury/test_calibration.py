@@ -299,16 +299,28 @@ def test_published_method_leaves_ties_out(caplog: pytest.LogCaptureFixture) -> N
     assert with_ties == fit_published([v for v in votes if not v.is_tie], reference_system="a")
 
 
+def test_published_method_refuses_ties_alone() -> None:
+    with pytest.raises(InputError, match="all 3 votes are ties"):
+        fit_published([vote("a", "b", 0.5)] * 3, reference_system="a")
+
+
 def test_no_votes_give_the_prior() -> None:
     calibration = fit_anchors([])
     assert calibration.systems == () and calibration.scale == pytest.approx(0.5)
     assert 0.5 < calibration.win_probability(1.0, "x", "y") < 0.65
 
 
-@pytest.mark.parametrize("margin", [1e6, -1e6, 1e-300])
+@pytest.mark.parametrize("margin", [300.0, -300.0, 1e-300])
 def test_huge_margins_stay_finite(margin: float) -> None:
     calibration = fit_anchors([vote("a", "b", 1, margin), vote("a", "b", 0, -margin), vote("a", "b", 0, margin)])
     assert np.isfinite(calibration.mean).all() and 0 <= calibration.win_probability(margin, "a", "b") <= 1
+    assert np.isfinite(win_half_width(calibration, "a", "b", more_pairs=10))
+    assert 0 <= calibration.win_probability(-1e6, "a", "b") <= 1
+
+
+def test_number_that_is_no_reward_is_refused() -> None:
+    with pytest.raises(InputError, match=r"pair '0' has rewards 1e\+06 and 0, expected log-odds within"):
+        fit_anchors([vote("a", "b", 1, 1e6)])
 
 
 @pytest.mark.parametrize("bad", [{"reward_a": None}, {"reward_b": float("nan")}, {"system_a": ""}])
@@ -321,6 +333,7 @@ def test_vote_without_what_it_needs(bad: dict[str, object]) -> None:
     ("call", "message"),
     [
         (lambda c: c.win_probability(float("nan"), "a", "b"), "finite"),
+        (lambda c: c.win_probability(-1e300, "a", "b"), "a margin is -1e.300"),
         (lambda c: c.win_probabilities([1.0, 2.0], ["a"], ["b"]), "two systems per pair"),
         (lambda c: c.offset("a", level=1.5), "level is 1.5"),
         (lambda c: fit_anchors([vote("a", "b", 1)], reference_system="z"), "reference system 'z'"),

@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tunejury import InputError, RewardModel, load_audio, save_audio
+from tunejury import InputError, RewardModel, fit_anchors, load_audio, save_audio
 from tunejury.cli import main
 from tunejury.cmi_rewardbench import TuneJuryBenchmarkModel, benchmark_accuracy, read_cmi_rewardbench
 from tunejury.evaluation import (
-    RatedClip,
     judge_clips,
     judge_pairs,
     pair_report,
     rating_report,
-    read_ratings,
 )
-from tunejury.preferences import PreferencePair
+from tunejury.metrics import log_loss, pairwise_accuracy
+from tunejury.preferences import PreferencePair, read_pairs
+from tunejury.ratings import RatedClip, read_ratings
 from tunejury.scoring import score_files
 
 MUSIC_ARENA = Path(__file__).parents[3] / "shared/data/music_arena/postcutoff_scored.csv"
@@ -84,6 +84,55 @@ def test_huge_margins_stay_finite() -> None:
 def test_only_ties_have_no_accuracy() -> None:
     report = pair_report([pair(0, 1.0, 0.5)])
     assert report["accuracy"] is None and report["num_ties"] == 1
+
+
+def test_place_is_told_from_music() -> None:
+    """Votes that always go to A show in the share; the judge's own choices are counted beside."""
+    pairs = [pair(i, (-1.0) ** i, 1.0) for i in range(60)]
+    position = pair_report(pairs, num_resamples=200)["position"]
+    assert position["a_won"] == {"share": 1.0, "ci": [1.0, 1.0]}
+    assert position["judge_chose_a"]["share"] == 0.5
+    assert position["judge_chose_a"]["ci"][0] < 0.45 and position["judge_chose_a"]["ci"][1] > 0.55
+
+
+def of_systems(number: int, margin: float, target: float, prompt: str = "") -> PreferencePair:
+    a, b = ("x", "y") if number % 2 else ("y", "x")
+    return PreferencePair(str(number), target, prompt, system_a=a, system_b=b, reward_a=margin, reward_b=0.0)
+
+
+def test_intervals_over_groups_are_wider_where_groups_are_alike() -> None:
+    """Ten prompts, each judged wholly right or wrong: 200 votes that are worth ten."""
+    pairs = [of_systems(i, 1.0, float(i % 10 < 6), f"p{i % 10}") for i in range(200)]
+    widths = {
+        groups: np.diff(pair_report(pairs, groups=groups)["accuracy_ci"])[0] for groups in ("prompt", "row", "system")
+    }
+    assert widths["prompt"] > 2 * widths["row"]
+    assert widths["system"] == 0  # one pair of systems: nothing to draw anew
+    rewards = (2.0, 1.0, 3.0, 5.0, 4.0)
+    clips = [
+        RatedClip("", f"p{i % 5}", {"mos": i % 5 + i / 100}, f"s{i % 5}", reward=rewards[i % 5]) for i in range(50)
+    ]
+    spans = {g: np.diff(rating_report(clips, groups=g)["scales"]["mos"]["spearman_ci"])[0] for g in widths}
+    assert spans["prompt"] == spans["system"] > 2 * spans["row"]
+    for call in (lambda: pair_report([pair(0, 1.0, 1.0)], groups="system"),
+                 lambda: rating_report([RatedClip("", "", {"mos": 1.0}, reward=1.0)], groups="system")):  # fmt: skip
+        with pytest.raises(InputError, match="does not name its system"):
+            call()
+
+
+def test_calibrated_figures_are_those_of_its_probabilities() -> None:
+    generator = np.random.default_rng(0)
+    pairs = [of_systems(i, float(generator.normal()), float(generator.integers(2)), f"p{i}") for i in range(80)]
+    calibration = fit_anchors(pairs)
+    report = pair_report(pairs, calibration=calibration, num_resamples=20)
+    sides = [p.system_a for p in pairs], [p.system_b for p in pairs]
+    probabilities = calibration.win_probabilities([p.reward_a for p in pairs], *sides)
+    outcomes = [p.target for p in pairs]
+    assert report["calibrated"]["log_loss"] == pytest.approx(log_loss(probabilities, outcomes))
+    assert report["calibrated"]["accuracy"] == pairwise_accuracy(probabilities - 0.5, outcomes)
+    assert report["calibrated"]["log_loss"] < report["log_loss"]  # fitted to these very votes
+    with pytest.raises(InputError, match="does not name its systems, which a calibration needs"):
+        pair_report([pair(0, 1.0, 1.0)], calibration=calibration)
 
 
 def test_nothing_to_evaluate_is_refused() -> None:
@@ -235,6 +284,27 @@ def test_votes_are_judged_and_measured(
     assert json.loads(evaluate(tmp_path / "votes.jsonl", "--json")[1]) == report
 
 
+def test_page_holds_tables_and_plots(evaluate: Any, tmp_path: Path) -> None:
+    rows = [
+        {"winner": "ab"[i % 2], "reward_a": i / 40, "reward_b": 0, "system_a": "x", "system_b": "<y>"}
+        for i in range(40)
+    ]
+    path, calibration = table(tmp_path / "votes.jsonl", rows), tmp_path / "c.json"
+    fit_anchors(read_pairs(path, needs="rewards")).save(calibration)
+    page, output = tmp_path / "page.html", tmp_path / "figures.json"
+    code, out, err = evaluate(path, "--report", page, "--output", output, "--calibration", calibration)
+    assert (code, err) == (0, "") and "| all, calibrated | 40 | 0 |" in out
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 2 and "http" not in text and "all, calibrated" in text
+    assert json.loads(output.read_text())["calibration"] == str(calibration)
+    ratings = [{"reward": i, "mos": i % 7, "system": f"<s{i % 3}>"} for i in range(30)]
+    assert evaluate(table(tmp_path / "ratings.jsonl", ratings), "--report", page)[0] == 0
+    assert "sides:" not in out
+    assert "sides: A won 0.0%" in evaluate(table(tmp_path / "b.jsonl", [{**row, "winner": "b"} for row in rows]))[1]
+    assert page.read_text().count("data:image/png;base64,") == 1 and "Spearman by system" in page.read_text()
+    assert evaluate(tmp_path / "ratings.jsonl", "--calibration", calibration)[2].startswith("error: ")
+
+
 def test_ratings_are_judged_and_measured(
     evaluate: Any, clips: list[Path], tmp_path: Path, tiny_judge: RewardModel
 ) -> None:
@@ -271,6 +341,10 @@ def test_real_votes_with_rewards_need_no_judge(capsys: pytest.CaptureFixture[str
         ('{"winner": "x", "reward_a": 1, "reward_b": 2}', [], "unknown winner 'x'"),
         ('{"audio": "no.wav", "mos": 1}', [], "no.wav does not exist"),
         ('{"winner": "a", "reward_a": 1, "reward_b": 2}', ["--output", "/no/such/folder/x.json"], "is no folder"),
+        ('{"winner": "a", "reward_a": 1, "reward_b": 2}', ["--report", "."], "is a folder"),
+        ('{"vote": "a", "mos": 2}', [], "holds neither votes (a column winner) nor ratings"),
+        ('{"winner": "a", "reward_a": 1, "reward_b": 2}', ["--intervals-over", "system"], "does not name its systems"),
+        ('{"winner": "a", "reward_a": 1, "reward_b": 2}', ["--calibration", "no.json"], "no.json does not exist"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from tunejury import InputError, RewardModel, load_audio, load_reward, save_audio
 from tunejury.assembly import assemble_reward, block_label, select_blocks
 from tunejury.config import RewardConfig
-from tunejury.features import SHARD_ROWS, STORE_FILE, FeatureStore
+from tunejury.embedding_cache import SHARD_ROWS, EmbeddingCache, content_digest
+from tunejury.features import FeatureStore
 from tunejury.head import RewardHead
 from tunejury.preferences import PreferencePair
-from tunejury.releases import read_blocks, read_head, save_head
+from tunejury.releases import excluded_blocks, read_blocks, read_head, save_head
+from tunejury.scoring import score_files
+from tunejury.training import merge_heads
 
 PROMPTS = ("calm piano", "", "drums")
 
@@ -85,9 +90,9 @@ def test_nothing_is_embedded_twice(judge: RewardModel, clips: list[Path], tmp_pa
     clips[0].rename(renamed)
     assert store.add([renamed, *clips[1:]], PROMPTS, progress=told.append) == []
     assert counting.clips == 5 and sum(told) == 5
-    before = sorted(path.name for path in (tmp_path / "store").iterdir())
+    before = sorted(path.name for path in (tmp_path / "store").rglob("*"))
     store.add([renamed, *clips[1:]], PROMPTS)
-    assert counting.clips == 5 and sorted(path.name for path in (tmp_path / "store").iterdir()) == before
+    assert counting.clips == 5 and sorted(path.name for path in (tmp_path / "store").rglob("*")) == before
 
 
 def test_changed_file_is_embedded_anew(
@@ -129,16 +134,47 @@ def test_shards_are_bounded_and_can_be_copied_together(
 ) -> None:
     prompts = [f"calm {i}" for i in range(SHARD_ROWS + 1)]
     FeatureStore(tmp_path / "one", judge).add([], prompts)
-    shards = list((tmp_path / "one").glob("prompts-*.safetensors"))
+    shards = list((tmp_path / "one").rglob("*.safetensors"))
     assert len(shards) == 2
     FeatureStore(tmp_path / "two", judge).add([], ["drums"])
     for shard in shards:
-        (tmp_path / "two" / shard.name).write_bytes(shard.read_bytes())
+        (tmp_path / "two" / shard.relative_to(tmp_path / "one")).write_bytes(shard.read_bytes())
     save_audio(tmp_path / "x.wav", music(), 16_000)
     store = FeatureStore(tmp_path / "two", judge)
     store.add([tmp_path / "x.wav"])
     clip = str(tmp_path / "x.wav")
     assert len(store.pair_set([PreferencePair("0", 1.0, p, clip, clip) for p in ("drums", *prompts)])) == 258
+
+
+def test_scoring_and_training_share_one_store(judge: RewardModel, clips: list[Path], tmp_path: Path) -> None:
+    score_files(judge, clips[:3], cache=EmbeddingCache(tmp_path / "store", judge))
+    counting = Counting(judge)
+    store = FeatureStore(tmp_path / "store", judge)
+    store.add(clips)
+    assert counting.clips == 2
+    score_files(judge, clips, cache=EmbeddingCache(tmp_path / "store", judge))
+    assert counting.clips == 2
+
+
+def test_what_is_held_is_found_and_written_in_time(
+    judge: RewardModel, clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "store"
+    cache = EmbeddingCache(folder, judge)
+    with torch.no_grad():
+        embedded = {name: rows[0] for name, rows in judge.encode_audio(load_audio(clips[0])[0][None], 16_000).items()}
+    first, second = content_digest(clips[0]), content_digest(clips[1])
+    cache.put(first, embedded)
+    assert first in cache and not list(folder.rglob("*.safetensors"))
+    torch.testing.assert_close(cache.get(first), embedded)
+    monkeypatch.setattr("tunejury.embedding_cache.SECONDS_HELD", 0.0)
+    cache.put(second, {"audio": embedded["audio"] + 1})
+    again = EmbeddingCache(folder, judge)
+    torch.testing.assert_close(again.get(first), embedded)
+    both = torch.stack([embedded["audio"] + 1, embedded["audio"]])
+    torch.testing.assert_close(again.stack([second, first])["audio"], both)
+    with pytest.raises(InputError, match="'audio' gives embeddings that are not finite"):
+        cache.put(first, {"audio": embedded["audio"] * float("nan")})
 
 
 def test_bad_clips_are_reported_and_the_others_kept(judge: RewardModel, clips: list[Path], tmp_path: Path) -> None:
@@ -153,29 +189,32 @@ def test_bad_clips_are_reported_and_the_others_kept(judge: RewardModel, clips: l
     assert len(store.clip_embeddings([clip for clip in clips if clip != clips[1]], "audio")) == 4
 
 
-def test_other_encoders_are_refused(judge: RewardModel, clips: list[Path], tmp_path: Path) -> None:
-    FeatureStore(tmp_path / "store", judge).add(clips[:1])
-    next(judge.encoders.parameters()).add_(0.1)
-    with pytest.raises(InputError, match="embeddings of other encoders"):
-        FeatureStore(tmp_path / "store", judge)
+def test_other_encoders_find_nothing(judge: RewardModel, clips: list[Path], tmp_path: Path) -> None:
+    FeatureStore(tmp_path / "store", judge).add(clips[:1], ["drums"])
+    counting = Counting(judge)
+    next(judge.encoders["audio"].parameters()).add_(0.1)
+    store = FeatureStore(tmp_path / "store", judge)
+    with pytest.raises(InputError, match="is not embedded yet"):
+        store.clip_embeddings(clips[:1], "audio")
+    store.add(clips[:1], ["drums"])
+    assert counting.clips == 1
 
 
-@pytest.mark.parametrize("damage", ["other folder", "cut shard", "foreign shard", "json"])
-def test_damaged_store_is_refused(judge: RewardModel, clips: list[Path], tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "foreign"])
+def test_damaged_shard_is_said_and_its_clips_heard_anew(
+    judge: RewardModel, clips: list[Path], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     directory = tmp_path / "store"
-    FeatureStore(directory, judge).add(clips[:1])
-    shard = next(directory.glob("clips-*.safetensors"))
-    if damage == "other folder":
-        (directory / STORE_FILE).unlink()
-    elif damage == "cut shard":
-        shard.write_bytes(shard.read_bytes()[:-5])
-    elif damage == "foreign shard":
-        shard.rename(shard.with_name("prompts-0.safetensors"))
-    elif damage == "json":
-        (directory / STORE_FILE).write_text("{")
-    with pytest.raises(InputError, match=r"not empty|damaged|no shard of embeddings") as caught:
-        FeatureStore(directory, judge)
-    assert str(directory) in str(caught.value)
+    store = FeatureStore(directory, judge)
+    store.add(clips[:2])
+    expected = store.clip_embeddings(clips[:2], "audio")
+    shard = next(directory.rglob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-5] if damage == "cut" else save({"x": torch.zeros(2)}))
+    again = FeatureStore(directory, judge)
+    assert f"{shard} is damaged" in caplog.text
+    assert again.add(clips[:2]) == []
+    torch.testing.assert_close(again.clip_embeddings(clips[:2], "audio"), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(FeatureStore(directory, judge).clip_embeddings(clips[:2], "audio"), expected)
 
 
 # what a head is trained on
@@ -230,6 +269,36 @@ def test_released_format_round_trip(tmp_path: Path) -> None:
     (tmp_path / "A5.json").unlink()
     with pytest.raises(InputError, match="reads 1024 features and nothing says of which encoders"):
         read_blocks(tmp_path / "A5.pt")
+
+
+@pytest.mark.parametrize("blocks", [None, ("clap-audio",), ("clap-audio", "clap-text"), ("mert", "clap-text")])
+def test_trained_head_comes_back_from_the_released_format(
+    released_judge: RewardModel, released_files: dict[str, Path], music: Callable[..., Tensor], tmp_path: Path,
+    blocks: tuple[str, ...] | None,
+) -> None:  # fmt: skip
+    """Trained on released encoders, exported, loaded as a released head: the same reward."""
+    config, columns = select_blocks(released_judge.config, blocks)
+    heads = []
+    for seed in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            heads.append(RewardHead(len(columns), (8, 4)).eval())
+    head = merge_heads(heads)
+    mine = assemble_reward(released_judge, head, name="mine", license="CC0", blocks=blocks)
+    save_head(head, tmp_path / "mine.pt", excluded_blocks(config))
+    files = {part: path for part, path in released_files.items() if part != "head"}
+    back = load_reward(tmp_path / "mine.pt", device="cpu", files=files)
+    assert [block.encoders for block in back.config.inputs] == [block.encoders for block in config.inputs]
+    wav = music(0, 44_100, 0.5)[None]
+    torch.testing.assert_close(back(wav, 44_100, ["a piano"]), mine(wav, 44_100, ["a piano"]), rtol=0, atol=1e-5)
+
+
+def test_head_on_other_encoders_has_no_released_form(tiny_config: RewardConfig, released_judge: RewardModel) -> None:
+    with pytest.raises(InputError, match="compact-audio.* cannot be written in the released format"):
+        excluded_blocks(tiny_config)
+    config = released_judge.config
+    with pytest.raises(InputError, match="in this order"):
+        excluded_blocks(dataclasses.replace(config, inputs=config.inputs[::-1]))
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_cache_of_other_weights_or_damaged_is_not_believed(
     path = items[0].path
     cache = EmbeddingCache(tmp_path / "cache", tiny_judge)
     expected = score_files(tiny_judge, [path], cache=cache)
-    for file in (tmp_path / "cache").rglob("*.npy"):
+    for file in (tmp_path / "cache").rglob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-3])
     assert score_files(tiny_judge, [path], cache=cache) == pytest.approx(expected, abs=1e-6)
     other = load_reward(tiny_directory, device="cpu")
@@ -247,6 +247,22 @@ def test_calibration_changes_rewards_and_not_what_was_heard(
     through = score_files(judge, [items[0].path], cache=EmbeddingCache(tmp_path / "cache", judge))[0]
     assert through == pytest.approx(calibration.calibrated(plain, "new"), abs=1e-5) and through != plain
     assert sorted((tmp_path / "cache").rglob("*")) == kept
+
+
+def test_score_goes_through_a_calibration(
+    tiny_directory: Path, tiny_judge: RewardModel, items: list[Item], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibration = fit_anchors([], reward=tiny_judge.config.name)
+    calibration.save(tmp_path / "c.json")
+    clip, options = str(items[0].path), ["--reward", str(tiny_directory), "--device", "cpu", "--json"]
+    assert main(["score", clip, *options, "--calibration", str(tmp_path / "c.json"), "--system", "new"]) == 0
+    result = json.loads(capsys.readouterr().out)[0]
+    plain = score_files(tiny_judge, [items[0].path])[0]
+    assert result["reward"] == pytest.approx(calibration.scale * plain, abs=1e-5) and result["reward"] != plain
+    assert result["protocol"]["calibration"]["system"] == "new"
+    for wrong in (["--system", "new"], ["--calibration", str(tmp_path / "c.json")]):
+        assert main(["score", clip, *options, *wrong]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_compare_goes_through_a_calibration(

@@ -151,6 +151,25 @@ def test_held_out_votes_are_not_fitted() -> None:
         held_out_probabilities(votes, "c", num_folds=21)
 
 
+def test_copies_of_a_battle_fall_into_one_fold_and_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A copy with sides swapped is one too; two voters who disagree on a pair are not copies."""
+    rows = ["x,y,a,0.5,0.1", "y,x,b,0.1,0.5", "x,y,b,0.5,0.1", "x , y,a,0.5,0.1", "x,y,a,0.5,0.2"]
+    rows += ["x,x,a,1,0", "x,x,b,0,1"]
+    path = tmp_path / "votes.csv"
+    path.write_text("\n".join(["system_a,system_b,winner,reward_a,reward_b", *rows]) + "\n")
+    votes = read_votes(path)
+    assert "3 of 7 votes repeat earlier ones" in caplog.text
+    assert {system for vote in votes for system in (vote.system_a, vote.system_b)} == {"x", "y"}
+    with pytest.raises(InputError, match="4 folds of 3 prompts"):
+        held_out_probabilities(votes, "x", num_folds=4)
+    caplog.clear()
+    path.write_text(HEADER + ROWS)
+    read_votes(path)
+    assert not caplog.text
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="the public votes are not here (../shared/data/music_arena)")
 def test_published_row_and_the_default_beside_it() -> None:
     votes = {vote.pair_id: vote for vote in read_votes(DATA / "postcutoff_scored.csv")}
