@@ -63,7 +63,9 @@ class CheckpointedDenoiser(nn.Module):
         inputs: dict[int | str, torch.Tensor] = {}  # what the gradient goes to
         constants: dict[int | str, Any] = {}
         twice: set[int | str] = set()
-        for key, value in [*enumerate(args), *kwargs.items()]:
+        arguments: list[tuple[int | str, Any]] = list(enumerate(args))
+        arguments.extend(kwargs.items())
+        for key, value in arguments:
             if not isinstance(value, torch.Tensor) or not value.requires_grad:
                 constants[key] = self._share(key, value)
             elif self._guided and len(value) % 2 == 0 and torch.equal(*value.chunk(2)):
