@@ -21,10 +21,17 @@ class CheckpointedDenoiser(nn.Module):
         checkpoint: recompute the calls in the backward pass.
         calls_per_step: how often the pipeline calls its denoiser in a step.
         backprop_last_steps: the outputs of all earlier steps are constants to the gradient; None: of no step.
+        guided: a call holds the batch twice, with and without the prompt; the latents are then kept once.
     """
 
     def __init__(
-        self, module: nn.Module, scheduler: Any, checkpoint: bool, calls_per_step: int, backprop_last_steps: int | None
+        self,
+        module: nn.Module,
+        scheduler: Any,
+        checkpoint: bool,
+        calls_per_step: int,
+        backprop_last_steps: int | None,
+        guided: bool,
     ) -> None:
         super().__init__()
         self.module = module
@@ -32,6 +39,7 @@ class CheckpointedDenoiser(nn.Module):
         self._checkpoint = checkpoint
         self._last_calls = None if backprop_last_steps is None else backprop_last_steps * calls_per_step
         self._calls_per_step = calls_per_step
+        self._guided = guided
         self._calls = 0
         self._seen: dict[int | str, torch.Tensor] = {}
 
@@ -52,15 +60,34 @@ class CheckpointedDenoiser(nn.Module):
                 return self.module(*args, **kwargs)
         if not self._checkpoint:
             return self.module(*args, **kwargs)
-        shared = [self._share(index, value) for index, value in enumerate(args)]
-        named = {name: self._share(name, value) for name, value in kwargs.items()}
+        inputs: dict[int | str, torch.Tensor] = {}  # what the gradient goes to
+        constants: dict[int | str, Any] = {}
+        twice: set[int | str] = set()
+        arguments: list[tuple[int | str, Any]] = list(enumerate(args))
+        arguments.extend(kwargs.items())
+        for key, value in arguments:
+            if not isinstance(value, torch.Tensor) or not value.requires_grad:
+                constants[key] = self._share(key, value)
+            elif self._guided and len(value) % 2 == 0 and torch.equal(*value.chunk(2)):
+                inputs[key] = value[: len(value) // 2].clone()  # of the same latents with and without the prompt
+                twice.add(key)
+            else:
+                inputs[key] = value
+        places, names = range(len(args)), list(kwargs)
+
+        def run(*tensors: torch.Tensor) -> Any:
+            call = dict(constants)
+            for key, tensor in zip(inputs, tensors, strict=True):
+                call[key] = torch.cat([tensor, tensor]) if key in twice else tensor
+            return self.module(*(call[place] for place in places), **{name: call[name] for name in names})
+
         # random numbers only matter to dropout, and their state is larger than a clip's latents
         random = self.module.training
-        return checkpointed(self.module, *shared, use_reentrant=False, preserve_rng_state=random, **named)
+        return checkpointed(run, *inputs.values(), use_reentrant=False, preserve_rng_state=random)
 
     def _share(self, key: int | str, value: Any) -> Any:
         """The tensor this argument was before, if it is equal: then the new copy is not kept."""
-        if not isinstance(value, torch.Tensor) or value.requires_grad:
+        if not isinstance(value, torch.Tensor):
             return value
         before = self._seen.get(key)
         if before is not None and (before is value or (before.shape == value.shape and torch.equal(before, value))):

@@ -145,7 +145,10 @@ class DiffusionSampler(DiffusionFamily):
         for rows, encoded in conditioning.batches():
             scheduler = self._fresh_scheduler(deterministic=generators is None)
             calls = self._calls_per_step(settings.guidance_scale)
-            denoiser = CheckpointedDenoiser(self.trainable_module, scheduler, checkpoint, calls, backprop_last_steps)
+            guided = settings.guidance_scale > 1 and calls == 1
+            denoiser = CheckpointedDenoiser(
+                self.trainable_module, scheduler, checkpoint, calls, backprop_last_steps, guided
+            )
             own = None if generators is None else [generators[row] for row in rows]
             names = [conditioning.prompts[row] for row in rows]
             parts.append(self._sample(initial_latents[rows], names, encoded, settings, own, scheduler, denoiser))
