@@ -42,7 +42,7 @@ class Evaluate:
     protocol: str | None = None
     """What the judge hears of a clip; left out, what it was made for."""
     files: tuple[str, ...] = ()
-    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert."""
+    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert, muq, muq-base, xlm-roberta."""
     output: Path | None = None
     """Where to write the report (JSON)."""
     json: bool = False

@@ -40,7 +40,7 @@ class Score:
     protocol: str | None = None
     """What the judge hears of a clip; left out, what it was made for."""
     files: tuple[str, ...] = ()
-    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert."""
+    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert, muq, muq-base, xlm-roberta."""
     output: Path | None = None
     """A .jsonl or .csv file to write instead of printing; the same command continues an interrupted run, and a file
     that cannot be judged has its reason there.

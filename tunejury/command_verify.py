@@ -43,7 +43,7 @@ class Verify:
     reward: str = "tunejury"
     """Which released reward."""
     files: tuple[str, ...] = ()
-    """Parts that lie here, as part=path (head, clap, roberta, mert); the others come from the hub's cache."""
+    """Parts that lie here, as part=path (head, clap, roberta, mert, muq, muq-base, xlm-roberta); the others come from the hub's cache."""
     demo: Path | None = None
     """Folder of the project page's demo clips; left out, their rewards are not checked."""
     tolerance: float = 0.02

@@ -22,7 +22,7 @@ from tunejury.releases import RELEASES, locate_release, read_head, read_release,
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 HEAD_SUFFIX = ".pt"
 # buffers that follow from a config alone, which published checkpoints do not all hold
-DERIVED_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+DERIVED_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", "embed_positions.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,15 @@ def load_reward(
     """Load a trained reward.
 
     Args:
-        name_or_path: a known name (`compact`, or a released head: `tunejury`, `tunejury-clap`), a
+        name_or_path: a known name (`compact`, or a released head: `tunejury`, `tunejury-clap`, `tunejury-muq`), a
             directory made by `RewardModel.save_pretrained`, the id of such a directory on the Hugging Face hub
             (`owner/name`), or a released head's `.pt` file, with the `.json` that describes it beside it.
         device: where to; None takes a CUDA GPU if there is one, else the CPU.
         dtype: what to compute in, float32 (None) or float64, whatever the weights are stored as.
         protocol: name of the listening protocol; None keeps the one the reward was made for.
         files: parts of a released head that are not to be taken from the hub: `head` (.pt), `clap` (the .pt, or the
-            folder of a transformers ClapModel), `roberta` and `mert` (folders).
+            folder of a transformers ClapModel), `roberta` and `mert` (folders); for the MuQ-MuLan head `muq` and
+            `xlm-roberta` (folders) and `muq-base` (config.json of the MuQ that MuQ-MuLan was made from).
         calibration: an `AnchorCalibration`, or the file of one (`tunejury calibrate` writes it), that the rewards go
             through: the difference of two is then a calibrated log-odds.
         system: what made the clips; needed with `calibration`.

@@ -41,7 +41,7 @@ class ScoreCollection:
     protocol: str | None = None
     """What the judge hears of a clip; left out, what it was made for."""
     files: tuple[str, ...] = ()
-    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert."""
+    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert, muq, muq-base, xlm-roberta."""
     overwrite: bool = False
     """Begin the output anew whatever is there."""
     cache: Path | None = None

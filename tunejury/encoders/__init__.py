@@ -66,6 +66,8 @@ ENCODER_KINDS: Mapping[str, EncoderKind] = {
     "clap-audio": EncoderKind("audio", "tunejury.encoders.clap", "ClapAudioEncoder", "ClapAudioConfig"),
     "clap-text": EncoderKind("text", "tunejury.encoders.clap", "ClapTextEncoder", "ClapTextConfig"),
     "mert": EncoderKind("audio", "tunejury.encoders.mert", "MertEncoder", "MertConfig"),
+    "muq-audio": EncoderKind("audio", "tunejury.encoders.muq", "MuqAudioEncoder", "MuqAudioConfig"),
+    "muq-text": EncoderKind("text", "tunejury.encoders.muq", "MuqTextEncoder", "MuqTextConfig"),
 }
 
 
