@@ -5,29 +5,41 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tunejury.errors import InputError
 
 if TYPE_CHECKING:
     from tunejury.model import RewardModel
 
+Precision = Literal["float32", "float64", "bfloat16"]
 
-def load_judge(reward: str, device: str, protocol: str | None, files: Sequence[str]) -> RewardModel:
-    """The judge that the options `--reward --device --protocol --files` ask for.
+
+def load_judge(
+    reward: str, device: str, protocol: str | None, files: Sequence[str], dtype: Precision = "float32"
+) -> RewardModel:
+    """The judge that the options `--reward --device --protocol --files --dtype` ask for.
 
     Args:
         reward, protocol: as for `load_reward`.
         device: a device's name, or `auto`.
         files: "part=path" each, for the parts of a released head that are not to be taken from the hub.
+        dtype: as for `load_reward`, by name.
 
     Raises:
         InputError: as for `load_reward`, or a file is not given as part=path.
     """
+    import torch
+
     from tunejury.loading import load_reward
 
-    parts = parse_files(files)
-    return load_reward(reward, device=None if device == "auto" else device, protocol=protocol, files=parts or None)
+    return load_reward(
+        reward,
+        device=None if device == "auto" else device,
+        dtype=getattr(torch, dtype),
+        protocol=protocol,
+        files=parse_files(files) or None,
+    )
 
 
 def to_json(values: object) -> str:

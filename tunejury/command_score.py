@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from tunejury.command_options import load_judge, to_json
+from tunejury.command_options import Precision, load_judge, to_json
 from tunejury.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Score:
     """Most clips judged at once."""
     protocol: str | None = None
     """What the judge hears of a clip; left out, what it was made for."""
+    dtype: Precision = "float32"
+    """What the judge computes in; bfloat16 is for speed on a GPU, at the cost of small errors."""
     files: tuple[str, ...] = ()
     """Parts of a released head that lie here, as part=path: head, clap, roberta, mert, muq, muq-base, xlm-roberta."""
     output: Path | None = None
@@ -58,7 +60,7 @@ class Score:
         from tunejury.scoring import find_items
 
         items = find_items(self.clips, self.prompt)
-        model = load_judge(self.reward, self.device, self.protocol, self.files)
+        model = load_judge(self.reward, self.device, self.protocol, self.files, self.dtype)
         cache = EmbeddingCache(self.cache, model) if self.cache is not None else None
         if self.output is not None:
             write_scores(model, items, self.output, self.batch_size, self.overwrite, cache)
