@@ -212,6 +212,8 @@ def _load_weights(model: RewardModel, state: dict[str, Tensor], source: str) -> 
                 f"{source} does not fit its config: {name} is {list(tensor.shape)}, "
                 f"expected {list(expected[name].shape)}"
             )
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(f"{source} is damaged: {name} holds {tensor.dtype}, expected {expected[name].dtype}")
         if not torch.isfinite(tensor).all():
             raise InputError(f"{source} is damaged: {name} holds NaN or infinite values")
     model.load_state_dict(state)  # copies, so weights stored in half precision become the model's float32
