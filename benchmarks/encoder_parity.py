@@ -163,9 +163,7 @@ def compare_muq(config: Config) -> list[dict[str, Any]]:
                 continue
             wav = clip(seconds, 24_000, seed)
             with torch.no_grad():
-                rows.append(
-                    compare(f"MuQ-MuLan audio, {seconds:g} s", listen(audio, wav, hearing), original(wavs=wav))
-                )
+                rows.append(compare(f"MuQ-MuLan audio, {seconds:g} s", listen(audio, wav, hearing), original(wavs=wav)))
         with torch.no_grad():  # one by one: padding would make other prompts of them, there
             theirs = torch.cat([original(texts=[prompt]) for prompt in PROMPTS])
             rows.append(compare(f"MuQ-MuLan text, {len(PROMPTS)} prompts", text(PROMPTS), theirs))

@@ -25,7 +25,7 @@ def stand_in_for_torchvision() -> None:
     from transformers import BartModel, BartTokenizer, BertModel, BertTokenizer, RobertaModel, RobertaTokenizer
 
     del BartModel, BartTokenizer, BertModel, BertTokenizer, RobertaModel, RobertaTokenizer
-    if importlib.util.find_spec("torchvision"):
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision"):
         return
     names = ("Normalize", "Compose", "RandomResizedCrop", "InterpolationMode", "ToTensor", "Resize", "CenterCrop")
     modules = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.datasets", "torchvision.ops")}
@@ -98,11 +98,12 @@ def muq_mulan_model(full_size: bool) -> Any:
 
     transformers 5 gives the package no hidden states; a hook hands it the last one, which is all it reads.
     """
-    stand_in_for_torchvision()
-    from muq import MuQ, MuQConfig, MuQMuLan
     from safetensors.torch import save_file
     from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
     from transformers.modeling_outputs import BaseModelOutput
+
+    stand_in_for_torchvision()  # transformers has looked for the real one by now
+    from muq import MuQ, MuQConfig, MuQMuLan
 
     special = ("<s>", "<pad>", "</s>", "<unk>")
     words = [(word, 0.0) for word in special]
