@@ -125,7 +125,9 @@ def write_scores(
     batches = plan_batches(paths, batch_size)
     if rank > 0:
         everyone()  # the first process clears and mends what an earlier run left
-    table = ScoreTable(output, items, model.config.name, model.protocol, batches, overwrite and rank == 0)
+    table = ScoreTable(
+        output, items, model.config.name, model.fingerprint(), model.protocol, batches, overwrite and rank == 0
+    )
     if rank == 0:
         everyone()
     everyone()  # nobody writes while another one still reads

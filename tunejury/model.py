@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +91,16 @@ class RewardModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """What it computes in."""
         return next(self.head.parameters()).dtype
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that tell its head, its products and the configs of its encoders from others of
+        the same name; the encoders' weights are too large to be read for it.
+        """
+        digest = hashlib.sha256(json.dumps(self.config.to_dict()["encoders"], sort_keys=True).encode())
+        for part in (self.products, self.head):
+            for name, tensor in part.state_dict().items():
+                digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
 
     def licenses(self) -> dict[str, str]:
         """Licence of every part, by name: the reward itself (head and projections), then each encoder."""
@@ -304,9 +316,13 @@ class RewardModel(nn.Module):
     @contextlib.contextmanager
     def _full_precision(self) -> Iterator[None]:
         """Compute in the model's own precision whatever the caller has switched on: candidates closer together than
-        half precision, or the shortened float32 of a GPU's convolutions, can tell apart must still be ranked.
+        half precision, or the shortened float32 of a GPU's products and convolutions, can tell apart must still be
+        ranked.
         """
+        products = torch.get_float32_matmul_precision()
         with contextlib.ExitStack() as stack:
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, products)
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if self.device.type == "cuda":
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))

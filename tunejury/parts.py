@@ -215,7 +215,7 @@ def _towers(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
 def _shape(path: Path, read: Any, weights: Mapping[str, Tensor]) -> Mapping[str, Any]:
     try:
         shape: Mapping[str, Any] = read(weights)
-    except InputError as error:
+    except (InputError, LookupError, ArithmeticError, ValueError) as error:  # of a weight of another rank, too
         raise InputError(f"{path} is no checkpoint of CLAP: {error}") from error
     return shape
 

@@ -99,6 +99,32 @@ def test_finished_table_is_left_alone_and_another_run_refused(
     assert output.read_bytes() != before[0]
 
 
+def test_table_of_other_weights_or_of_older_clips_is_refused(
+    tiny_judge: RewardModel, tiny_directory: Path, items: list[Item], tmp_path: Path
+) -> None:
+    output = tmp_path / "scores.jsonl"
+    write_scores(tiny_judge, items, output, 2, False, None)
+    retrained = load_reward(tiny_directory, device="cpu")  # of the same name
+    retrained.head.net[-1].bias.data.add_(0.5)  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="of another run"):
+        write_scores(retrained, items, output, 2, False, None)
+    os.utime(items[3].path, ns=(0, output.stat().st_mtime_ns + 1))
+    with pytest.raises(InputError, match="3.wav was written after"):
+        write_scores(tiny_judge, items, output, 2, False, None)
+    output.unlink()
+    with pytest.raises(Killed):
+        write_scores(_Dying(tiny_judge, after=2), items, output, 2, False, None)  # type: ignore[arg-type]
+    os.utime(items[3].path, ns=(0, next(tmp_path.glob(".*.partial")).stat().st_mtime_ns + 1))
+    with pytest.raises(InputError, match="3.wav was written after"):
+        write_scores(tiny_judge, items, output, 2, False, None)
+    os.utime(items[3].path, ns=(0, 0))
+    with pytest.raises(InputError, match="is of a run with other"):
+        write_scores(retrained, items, output, 2, False, None)
+    next(tmp_path.glob(".*.partial")).write_text('{"run"\n{"item": 1}\n')
+    with pytest.raises(InputError, match="damaged: remove it"):
+        write_scores(tiny_judge, items, output, 2, False, None)
+
+
 def test_bad_file_is_recorded_and_counted(tiny_judge: RewardModel, items: list[Item], tmp_path: Path) -> None:
     (tmp_path / "bad.wav").write_text("not audio")
     listed = [*items[:2], Item(tmp_path / "bad.wav", ""), Item(tmp_path / "none.wav", "")]

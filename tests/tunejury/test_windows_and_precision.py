@@ -161,3 +161,19 @@ def test_compact_judge_in_half_precision(
     half, wav = load_reward(tiny_directory, device="cpu", dtype=torch.bfloat16), music(0)[None]
     with torch.no_grad():
         assert 0 < float((half(wav, 16_000) - tiny_judge(wav, 16_000)).abs()) < 0.1
+
+
+def test_shortened_products_of_the_caller_are_not_the_judges(
+    tiny_judge: RewardModel, music: Callable[..., Tensor]
+) -> None:
+    seen: list[str] = []
+    hook = tiny_judge.encoders["audio"].register_forward_pre_hook(
+        lambda module, given: seen.append(torch.get_float32_matmul_precision())
+    )
+    torch.set_float32_matmul_precision("medium")
+    try:
+        tiny_judge(music(0)[None], 16_000)
+        assert torch.get_float32_matmul_precision() == "medium" and seen == ["highest"]
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        hook.remove()
