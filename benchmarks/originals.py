@@ -70,9 +70,7 @@ def laion_clap_model(full_size: bool) -> Any:
     write_random_models(*((12, 3072) if full_size else (2, 64)))
     import laion_clap
 
-    return laion_clap.CLAP_Module(
-        enable_fusion=False, amodel="HTSAT-base" if full_size else "HTSAT-tiny", device="cpu"
-    )
+    return laion_clap.CLAP_Module(enable_fusion=False, amodel="HTSAT-base" if full_size else "HTSAT-tiny", device="cpu")
 
 
 def mert_model(code: Path, shape: MertConfig, **settings: Any) -> Any:
