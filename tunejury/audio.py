@@ -32,6 +32,7 @@ READ_SAMPLES = 1 << 22  # samples of all channels decoded at a time: 16 MiB of f
 RESAMPLE_BLOCK = 1 << 20  # samples (in or out, whichever are more) resampled at a time: bounds the temporary copies
 MAX_RATIO_TERM = 2_000  # largest numerator or denominator of a resampling ratio
 MAX_WAV_BYTES = 4_000_000_000  # a RIFF size field has 32 bits
+MAX_FRAMES_PER_BYTE = 4096  # the densest code there is: FLAC's longest block of one constant, 65,535 in 16 bytes
 
 
 def load_audio(path: str | Path, channels: int | None = None) -> tuple[Tensor, int]:
@@ -99,8 +100,14 @@ def _read(file: Any, path: Path, channels: int | None) -> Tensor:
     """Decode an open `soundfile.SoundFile` to [C, T], mixing down as it goes when one channel is wanted."""
     if file.frames <= 0:
         raise InputError(f"{path} holds no samples, or is cut short")
+    size = path.stat().st_size
+    if file.frames > MAX_FRAMES_PER_BYTE * size:  # memory is asked for by this number
+        raise InputError(f"{path} is damaged: its header promises {file.frames} samples, the file has {size} bytes")
     kept = 1 if channels == 1 else file.channels
-    samples = np.empty((kept, file.frames), dtype=np.float32)
+    try:
+        samples = np.empty((kept, file.frames), dtype=np.float32)
+    except MemoryError as error:
+        raise InputError(f"{path} does not fit into memory: {file.frames} samples of {kept} channels") from error
     block_frames = max(1, READ_SAMPLES // file.channels)
     done = 0
     while done < file.frames:

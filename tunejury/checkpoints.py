@@ -158,8 +158,11 @@ def read_bpe(directory: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         model = model.get("model") if isinstance(model, Mapping) else None
         ids = model.get("vocab") if isinstance(model, Mapping) else None
         pairs = model.get("merges") if isinstance(model, Mapping) else None
-        merges = [" ".join(pair) if isinstance(pair, list) else str(pair) for pair in pairs or ()]
-    if not isinstance(ids, Mapping) or not merges or sorted(ids.values()) != list(range(len(ids))):
+        pairs = pairs if isinstance(pairs, list) else []
+        merges = [" ".join(map(str, pair)) if isinstance(pair, list) else str(pair) for pair in pairs]
+    numbers = list(ids.values()) if isinstance(ids, Mapping) else []
+    counted = numbers and all(type(number) is int for number in numbers)
+    if not merges or not counted or sorted(numbers) != list(range(len(numbers))):
         raise InputError(f"{directory} is no RoBERTa tokeniser: its ids do not run from 0, or it has no merges")
     return tuple(sorted(ids, key=lambda token: ids[token])), tuple(merges)
 

@@ -31,7 +31,7 @@ class Compare:
     protocol: str | None = None
     """What the judge hears of a clip; left out, what it was made for."""
     files: tuple[str, ...] = ()
-    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert."""
+    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert, muq, muq-base, xlm-roberta."""
     calibration: Path | None = None
     """File of a calibration, as `tunejury calibrate` writes it: the probability then goes by what voters said of the
     two systems.

@@ -47,7 +47,7 @@ class Evaluate:
     protocol: str | None = None
     """What the judge hears of a clip; left out, what it was made for."""
     files: tuple[str, ...] = ()
-    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert."""
+    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert, muq, muq-base, xlm-roberta."""
     calibration: Path | None = None
     """File of a calibration, as `tunejury calibrate` writes it: adds the figures of calibrated probabilities for votes
     that name their systems. Votes it was made from flatter it.

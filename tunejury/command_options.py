@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tunejury.errors import InputError
 
 if TYPE_CHECKING:
     from tunejury.model import RewardModel
+
+Precision = Literal["float32", "float64", "bfloat16"]
 
 
 def load_judge(
@@ -18,30 +20,34 @@ def load_judge(
     device: str,
     protocol: str | None,
     files: Sequence[str],
+    dtype: Precision = "float32",
     calibration: Path | None = None,
     system: str | None = None,
 ) -> RewardModel:
-    """The judge that the options `--reward --device --protocol --files` ask for.
+    """The judge that the options `--reward --device --protocol --files --dtype` ask for.
 
     Args:
         reward, protocol: as for `load_reward`.
         device: a device's name, or `auto`.
         files: "part=path" each, for the parts of a released head that are not to be taken from the hub.
+        dtype: as for `load_reward`, by name.
         calibration, system: as for `load_reward`.
 
     Raises:
         InputError: as for `load_reward`, or a file is not given as part=path.
     """
+    import torch
+
     from tunejury.loading import load_reward
 
     if calibration is None and system is not None:
         raise InputError(f"--system {system} is for a calibrated reward, expected --calibration FILE with it")
-    parts = parse_files(files)
     return load_reward(
         reward,
         device=None if device == "auto" else device,
+        dtype=getattr(torch, dtype),
         protocol=protocol,
-        files=parts or None,
+        files=parse_files(files) or None,
         calibration=calibration,
         system=system,
     )

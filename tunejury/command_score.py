@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from tunejury.command_options import load_judge, to_json
+from tunejury.command_options import Precision, load_judge, to_json
 from tunejury.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,8 +39,10 @@ class Score:
     """Most clips judged at once."""
     protocol: str | None = None
     """What the judge hears of a clip; left out, what it was made for."""
+    dtype: Precision = "float32"
+    """What the judge computes in; bfloat16 is for speed on a GPU, at the cost of small errors."""
     files: tuple[str, ...] = ()
-    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert."""
+    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert, muq, muq-base, xlm-roberta."""
     calibration: Path | None = None
     """File of a calibration, as `tunejury calibrate` writes it: rewards then differ by log-odds of preference across
     systems.
@@ -64,7 +66,9 @@ class Score:
         from tunejury.scoring import find_items
 
         items = find_items(self.clips, self.prompt)
-        model = load_judge(self.reward, self.device, self.protocol, self.files, self.calibration, self.system)
+        model = load_judge(
+            self.reward, self.device, self.protocol, self.files, self.dtype, self.calibration, self.system
+        )
         cache = EmbeddingCache(self.cache, model) if self.cache is not None else None
         if self.output is not None:
             write_scores(model, items, self.output, self.batch_size, self.overwrite, cache)
@@ -129,7 +133,9 @@ def write_scores(
     batches = plan_batches(paths, batch_size)
     if rank > 0:
         everyone()  # the first process clears and mends what an earlier run left
-    table = ScoreTable(output, items, model.config.name, model.protocol, batches, overwrite and rank == 0)
+    table = ScoreTable(
+        output, items, model.config.name, model.fingerprint(), model.protocol, batches, overwrite and rank == 0
+    )
     if rank == 0:
         everyone()
     everyone()  # nobody writes while another one still reads

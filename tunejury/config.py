@@ -10,6 +10,7 @@ from typing import Any
 from tunejury.encoders import encoder_kind
 from tunejury.errors import InputError
 
+LARGEST_SIZE = 1_000_000  # of a layer or a block of features; more is a damaged file
 # the encoders each kind of input block takes, by modality, in order
 BLOCK_MODALITIES: Mapping[str, tuple[str, ...]] = {
     "audio": ("audio",),
@@ -141,8 +142,8 @@ def _text(value: object, what: str) -> str:
 
 
 def _size(value: object, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{what} holds {value!r:.60}, expected a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
+        raise InputError(f"{what} holds {value!r:.60}, expected a whole number from 1 to {LARGEST_SIZE}")
     return value
 
 

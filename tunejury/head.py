@@ -72,6 +72,9 @@ class RewardHead(nn.Module):
             raise InputError(
                 f"not a reward head: {prefix}{first} has shape {shapes.get(first)}, expected {expected.get(first)}"
             )
+        odd = sorted(name for name, tensor in state.items() if tensor.is_complex() or tensor.is_quantized)
+        if odd:
+            raise InputError(f"not a reward head: {odd[0]} holds {state[odd[0]].dtype}")
         head.load_state_dict({f"net.{name.removeprefix(prefix)}": tensor for name, tensor in state.items()})
         return head
 

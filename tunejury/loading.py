@@ -16,13 +16,14 @@ from tunejury.config import RewardConfig
 from tunejury.encoders import default_config
 from tunejury.errors import InputError
 from tunejury.head import RewardHead
-from tunejury.model import CONFIG_FILE, WEIGHTS_FILE, RewardModel
+from tunejury.model import RewardModel
 from tunejury.releases import RELEASES, locate_release, read_head, read_release, release_licenses
+from tunejury.saving import CONFIG_FILE, WEIGHTS_FILE
 
-COMPUTE_DTYPES = (torch.float32, torch.float64)
+COMPUTE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 HEAD_SUFFIX = ".pt"
 # buffers that follow from a config alone, which published checkpoints do not all hold
-DERIVED_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+DERIVED_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", "embed_positions.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,16 @@ def load_reward(
     """Load a trained reward.
 
     Args:
-        name_or_path: a known name (`compact`, or a released head: `tunejury`, `tunejury-clap`), a
+        name_or_path: a known name (`compact`, or a released head: `tunejury`, `tunejury-clap`, `tunejury-muq`), a
             directory made by `RewardModel.save_pretrained`, the id of such a directory on the Hugging Face hub
             (`owner/name`), or a released head's `.pt` file, with the `.json` that describes it beside it.
         device: where to; None takes a CUDA GPU if there is one, else the CPU.
-        dtype: what to compute in, float32 (None) or float64, whatever the weights are stored as.
+        dtype: what to compute in, float32 (None) or float64, whatever the weights are stored as; or bfloat16, with
+            which the encoders multiply in half precision (`RewardModel.use_half_precision`) and all else is float32.
         protocol: name of the listening protocol; None keeps the one the reward was made for.
         files: parts of a released head that are not to be taken from the hub: `head` (.pt), `clap` (the .pt, or the
-            folder of a transformers ClapModel), `roberta` and `mert` (folders).
+            folder of a transformers ClapModel), `roberta` and `mert` (folders); for the MuQ-MuLan head `muq` and
+            `xlm-roberta` (folders) and `muq-base` (config.json of the MuQ that MuQ-MuLan was made from).
         calibration: an `AnchorCalibration`, or the file of one (`tunejury calibrate` writes it), that the rewards go
             through: the difference of two is then a calibrated log-odds.
         system: what made the clips; needed with `calibration`.
@@ -80,7 +83,7 @@ def load_reward(
     """
     if dtype is not None and dtype not in COMPUTE_DTYPES:
         raise InputError(
-            f"dtype is {dtype}, but a reward is computed in float32 or float64: half precision reorders candidates"
+            f"dtype is {dtype}, but a reward is computed in float32, float64, or bfloat16 for the encoders' products"
         )
     target = choose_device(device)
     if str(name_or_path) in RELEASES or (str(name_or_path).endswith(HEAD_SUFFIX) and not Path(name_or_path).is_dir()):
@@ -104,6 +107,9 @@ def load_reward(
             known = ", ".join(calibration.systems)
             raise InputError(f"a calibrated reward needs the system that made the clips, the votes were on: {known}")
         model.calibrate(calibration, system)
+    if dtype == torch.bfloat16:
+        model.use_half_precision(dtype)
+        dtype = None
     return model.to(target, dtype or torch.float32)
 
 
@@ -211,6 +217,8 @@ def load_weights(model: RewardModel, state: dict[str, Tensor], source: str) -> N
                 f"{source} does not fit its config: {name} is {list(tensor.shape)}, "
                 f"expected {list(expected[name].shape)}"
             )
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(f"{source} is damaged: {name} holds {tensor.dtype}, expected {expected[name].dtype}")
         if not torch.isfinite(tensor).all():
             raise InputError(f"{source} is damaged: {name} holds NaN or infinite values")
     model.load_state_dict(state)  # copies, so weights stored in half precision become the model's float32

@@ -7,8 +7,11 @@ There is one path. Scoring files, ranking candidates, optimising latents and mea
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,17 +20,12 @@ from torch import Tensor, nn
 
 from tunejury.audio import check_sample_rate
 from tunejury.calibration import AnchorCalibration
-from tunejury.card import model_card
 from tunejury.config import RewardConfig
 from tunejury.encoders import AudioEncoder, TextEncoder, build_encoder, encoder_kind
 from tunejury.errors import InputError
-from tunejury.files import atomic_path
 from tunejury.head import PromptMatch, RewardHead
-from tunejury.protocol import get_protocol, hear, listen
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "README.md"
+from tunejury.protocol import Hearing, get_protocol, hear, listen, listen_windows
+from tunejury.saving import save_model
 
 
 class RewardModel(nn.Module):
@@ -49,6 +47,7 @@ class RewardModel(nn.Module):
         self.config = config
         self._protocol = get_protocol(config.protocol)
         self._calibration: dict[str, Any] | None = None
+        self._half_precision: torch.dtype | None = None
         self.encoders = nn.ModuleDict({name: build_encoder(encoder) for name, encoder in config.encoders.items()})
         self._kinds = {name: str(encoder["kind"]) for name, encoder in config.encoders.items()}
         self._modalities = {name: encoder_kind(kind).modality for name, kind in self._kinds.items()}
@@ -79,7 +78,9 @@ class RewardModel(nn.Module):
     def listening(self) -> dict[str, Any]:
         """The part of `protocol` that embeddings depend on: all but the calibration."""
         audio = self._audio_encoders()
-        return self._protocol.record({name: (self._kinds[name], encoder) for name, encoder in audio.items()})
+        record = self._protocol.record({name: (self._kinds[name], encoder) for name, encoder in audio.items()})
+        half = self._half_precision
+        return record if half is None else record | {"precision": str(half).removeprefix("torch.")}
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +91,16 @@ class RewardModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """What it computes in."""
         return next(self.head.parameters()).dtype
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that tell its head, its products and the configs of its encoders from others of
+        the same name; the encoders' weights are too large to be read for it.
+        """
+        digest = hashlib.sha256(json.dumps(self.config.to_dict()["encoders"], sort_keys=True).encode())
+        for part in (self.products, self.head):
+            for name, tensor in part.state_dict().items():
+                digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
 
     def licenses(self) -> dict[str, str]:
         """Licence of every part, by name: the reward itself (head and projections), then each encoder."""
@@ -116,6 +127,35 @@ class RewardModel(nn.Module):
         offset = -calibration.calibrated(0.0, system)  # says so if there was no vote on the system
         self._calibration = {"system": system, "scale": calibration.scale, "offset": offset}
 
+    def use_half_precision(self, dtype: torch.dtype | None) -> None:
+        """Let the encoders multiply in half precision; the protocol's record says so, a saved model does not keep it.
+
+        Weights, front ends, normalisations, pooling and the head stay in the model's own precision, and rewards come
+        out in it. It is for speed on a GPU, and costs accuracy: candidates closer than that error change places.
+
+        Args:
+            dtype: bfloat16; None for the model's own precision again.
+
+        Raises:
+            InputError: it is another one (float16 overflows in these encoders), or the model is not in float32.
+        """
+        if dtype not in (None, torch.bfloat16) or (dtype is not None and self.dtype != torch.float32):
+            raise InputError(f"half precision is {dtype} for a judge in {self.dtype}, expected bfloat16 for float32")
+        self._half_precision = dtype
+
+    def with_protocol(self, protocol: str) -> RewardModel:
+        """The same judge, sharing its weights, that listens by another protocol; without a calibration.
+
+        Raises:
+            InputError: there is no such protocol, or it does not say what an encoder hears.
+        """
+        other = copy.copy(self)
+        other.config = replace(self.config, protocol=protocol)
+        other._protocol, other._calibration = get_protocol(protocol), None
+        for name in other._audio_encoders():
+            other._protocol.hearing(other._kinds[name])
+        return other
+
     def forward(self, wav: Tensor, sample_rate: int, prompts: Sequence[str] | None = None) -> Tensor:
         """Reward of each clip, differentiable with respect to `wav`.
 
@@ -139,6 +179,50 @@ class RewardModel(nn.Module):
 
     def encode_audio(self, wav: Tensor, sample_rate: int) -> dict[str, Tensor]:
         """Embedding [B, dim] of each audio encoder by its name; arguments and errors as for `forward`."""
+        return self._listen(wav, sample_rate, listen)
+
+    def window_rewards(self, wav: Tensor, sample_rate: int, prompts: Sequence[str] | None = None) -> Tensor:
+        """Reward of each window of each clip, as if its windowed encoder had heard that window alone; an encoder that
+        hears the clip in one piece, or in long segments (MERT), hears all of it every time.
+
+        With the `windows` protocol these are the 10 s windows that CLAP's embedding is the mean of.
+
+        Args:
+            wav, sample_rate, prompts: as for `forward`.
+
+        Returns:
+            Rewards [B, W], differentiable; W is 1 for a clip no longer than a window.
+
+        Raises:
+            InputError: as `forward`, or two encoders hear the clip in different numbers of windows.
+        """
+
+        def windows(encoder: AudioEncoder, heard: Tensor, hearing: Hearing) -> Tensor:
+            if hearing.pooling == "mean":
+                return listen_windows(encoder, heard, hearing)
+            return listen(encoder, heard, hearing)[:, None]
+
+        audio = self._listen(wav, sample_rate, windows)
+        counts = {embeddings.shape[1] for embeddings in audio.values()}
+        if len(counts - {1}) > 1:
+            raise InputError(f"the encoders hear this clip in {sorted(counts)} windows, expected one number of them")
+        text = self.encode_prompts([""] * len(wav) if prompts is None else prompts)
+        rewards = []
+        for place in range(max(counts, default=1)):
+            chosen = {name: rows[:, place if rows.shape[1] > 1 else 0] for name, rows in audio.items()}
+            rewards.append(self.reward(chosen, text))
+        return torch.stack(rewards, dim=1)
+
+    def window_spread(self, wav: Tensor, sample_rate: int, prompts: Sequence[str] | None = None) -> Tensor:
+        """How far the rewards of a clip's windows lie apart: their standard deviation [B], 0 for a clip of one window.
+
+        Arguments and errors as for `window_rewards`.
+        """
+        return self.window_rewards(wav, sample_rate, prompts).std(dim=1, correction=0)
+
+    def _listen(
+        self, wav: Tensor, sample_rate: int, embed: Callable[[AudioEncoder, Tensor, Hearing], Tensor]
+    ) -> dict[str, Tensor]:
         if not isinstance(wav, Tensor) or wav.ndim != 3 or 0 in wav.shape or not wav.is_floating_point():
             got = f"{wav.dtype} {list(wav.shape)}" if isinstance(wav, Tensor) else type(wav).__name__
             raise InputError(f"expected wav [B, C, T] of floating-point numbers with samples in it, got {got}")
@@ -156,7 +240,8 @@ class RewardModel(nn.Module):
                 key = (encoder.sample_rate, hearing.through_rate, hearing.limit)
                 if key not in heard:
                     heard[key] = hear(wav, sample_rate, encoder, hearing)  # [B, T]
-                embeddings[name] = listen(encoder, heard[key], hearing)
+                with self._encoder_precision():
+                    embeddings[name] = embed(encoder, heard[key], hearing).to(self.dtype)
         return embeddings
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -169,9 +254,9 @@ class RewardModel(nn.Module):
             raise InputError(f"expected a list of prompts (text, empty for none), got {prompts!r:.80}")
         distinct = list(dict.fromkeys(prompts))  # the candidates of one prompt share its embedding
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], dtype=torch.long, device=self.device)
-        with self._full_precision():
+        with self._full_precision(), self._encoder_precision():
             return {
-                name: cast(TextEncoder, encoder)(distinct)[rows]
+                name: cast(TextEncoder, encoder)(distinct)[rows].to(self.dtype)
                 for name, encoder in self.encoders.items()
                 if self._modalities[name] == "text"
             }
@@ -219,27 +304,7 @@ class RewardModel(nn.Module):
             InputError: a weight cannot be stored in `weights_dtype`.
             OSError: the directory cannot be written to.
         """
-        from safetensors.torch import save
-
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        state = {}
-        for name, tensor in self.state_dict().items():
-            stored = tensor.detach().cpu().contiguous()
-            if stored.is_floating_point():
-                stored = stored.to(weights_dtype)
-                if not torch.isfinite(stored).all():
-                    raise InputError(f"{name} has values that {weights_dtype} cannot hold, store it as float32")
-            state[name] = stored
-        contents = {
-            WEIGHTS_FILE: save(state, metadata={"format": "pt"}),
-            CARD_FILE: (model_card(self.config, self.licenses()) if card is None else card).encode(),
-            # last: a directory with a config is a whole one
-            CONFIG_FILE: (json.dumps(self.config.to_dict(), indent=1, ensure_ascii=False) + "\n").encode(),
-        }
-        for name, content in contents.items():
-            with atomic_path(directory / name) as temporary:
-                temporary.write_bytes(content)
+        save_model(self, Path(directory), weights_dtype, card)
 
     def _audio_encoders(self) -> dict[str, AudioEncoder]:
         return {
@@ -251,10 +316,19 @@ class RewardModel(nn.Module):
     @contextlib.contextmanager
     def _full_precision(self) -> Iterator[None]:
         """Compute in the model's own precision whatever the caller has switched on: candidates closer together than
-        half precision, or the shortened float32 of a GPU's convolutions, can tell apart must still be ranked.
+        half precision, or the shortened float32 of a GPU's products and convolutions, can tell apart must still be
+        ranked.
         """
+        products = torch.get_float32_matmul_precision()
         with contextlib.ExitStack() as stack:
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, products)
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if self.device.type == "cuda":
                 stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
             yield
+
+    def _encoder_precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self._half_precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._half_precision)

@@ -28,11 +28,13 @@ SECONDS_PER_CALL = 160.0
 class Hearing:
     """What one kind of audio encoder hears, after the clip was mixed down to mono and resampled to its rate."""
 
-    windows: Literal["spread", "centre", "segments"]
+    windows: Literal["spread", "centre", "segments", "wrapped"]
     """Which parts of the clip; a clip no longer than a window is one window of its own length.
 
     `spread`: ceil(T / window) windows, evenly from the start to the end. `centre`: the one in the middle. `segments`:
     one after the other from the start, the last one shorter, or, where that would leave under a second, longer.
+    `wrapped`: one after the other from the start, the last one filled up from the start again (a clip shorter than a
+    window goes round once at most).
     """
     window_seconds: float
     pooling: Literal["mean", "frames"]
@@ -77,6 +79,10 @@ class ListeningProtocol:
 
 _WHOLE = Hearing(windows="segments", window_seconds=300.0, pooling="frames")
 _WINDOWS = Hearing(windows="spread", window_seconds=10.0, pooling="mean")
+# as MuQ-MuLan's own package hears a clip of any length. What the released head was trained on is not known: the
+# published script for it cannot run (it asks for audio and text at once and gets a plain tensor) and would hand over
+# 16 kHz audio as 24 kHz; so the `training` protocol says nothing of this encoder
+_WRAPPED = Hearing(windows="wrapped", window_seconds=10.0, pooling="mean")
 
 PROTOCOLS: Mapping[str, ListeningProtocol] = {
     # as the released scores were made
@@ -87,6 +93,7 @@ PROTOCOLS: Mapping[str, ListeningProtocol] = {
             "compact-audio": _WINDOWS,
             "clap-audio": Hearing(windows="centre", window_seconds=10.0, pooling="mean", limit=True),
             "mert": _WHOLE,
+            "muq-audio": _WRAPPED,
         },
     ),
     # CLAP hears the whole clip too
@@ -96,6 +103,7 @@ PROTOCOLS: Mapping[str, ListeningProtocol] = {
         hearings={
             "clap-audio": Hearing(windows="spread", window_seconds=10.0, pooling="mean", limit=True),
             "mert": _WHOLE,
+            "muq-audio": _WRAPPED,
         },
     ),
     # as the features the released heads were trained on were made
@@ -131,8 +139,13 @@ def hear(wav: Tensor, sample_rate: int, encoder: AudioEncoder, hearing: Hearing)
 
 
 def window_spans(num_samples: int, hearing: Hearing, sample_rate: int) -> list[tuple[int, int]]:
-    """First sample and length of each window of a clip of so many samples."""
+    """First sample and length of each window of a clip of so many samples; where windows are `wrapped`, of the clip
+    followed by its own beginning.
+    """
     window = round(hearing.window_seconds * sample_rate)
+    if hearing.windows == "wrapped":
+        end = num_samples + min(num_samples, -num_samples % window)
+        return [(start, min(window, end - start)) for start in range(0, num_samples, window)]
     if hearing.windows == "spread":
         return [(start, min(window, num_samples)) for start in window_starts(num_samples, window)]
     if hearing.windows == "centre":
@@ -156,6 +169,8 @@ def listen_windows(encoder: AudioEncoder, wav: Tensor, hearing: Hearing) -> Tens
     """
     embeddings = []
     spans = window_spans(wav.shape[-1], hearing, encoder.sample_rate)
+    if hearing.windows == "wrapped":
+        wav = torch.cat([wav, wav[:, : sum(spans[-1]) - wav.shape[-1]]], dim=-1)
     # windows of one length are embedded together; no window is padded to the length of another
     for length, group in groupby(spans, key=lambda span: span[1]):
         windows = torch.stack([wav[:, start : start + length] for start, _ in group], dim=1)  # [B, W, length]

@@ -22,7 +22,7 @@ from tunejury.encoders import default_config
 from tunejury.errors import InputError
 from tunejury.files import atomic_path
 from tunejury.head import RewardHead
-from tunejury.parts import Part, read_clap_audio, read_clap_text, read_mert
+from tunejury.parts import Part, read_clap_audio, read_clap_text, read_mert, read_muq_audio, read_muq_text
 
 # blocks of features in the order the full head was trained with, by the names its JSON excludes them under
 FULL = ("clap_audio", "mert", "text")
@@ -67,6 +67,12 @@ RELEASES: Mapping[str, Release] = {
         "Apache-2.0",
         "released head on LAION-CLAP audio alone, blind to the prompt; open to commercial use",
     ),
+    "tunejury-muq": Release(
+        HubFiles("TuneJury/tunejury", ("tunejury_muq_leave_MA.pt",)),
+        ("muq_audio", "muq_text"),
+        NON_COMMERCIAL,
+        "released head on MuQ-MuLan, trained without Music Arena's votes",
+    ),
 }
 # the parts the heads stand on, by the name `files` gives them
 PARTS: Mapping[str, HubFiles] = {
@@ -81,6 +87,9 @@ PARTS: Mapping[str, HubFiles] = {
     "mert": HubFiles(
         "m-a-p/MERT-v1-330M", ("config.json", "preprocessor_config.json", "model.safetensors", "pytorch_model.bin")
     ),
+    "muq": HubFiles("OpenMuQ/MuQ-MuLan-large", ("config.json", "model.safetensors", "pytorch_model.bin")),
+    "muq-base": HubFiles("OpenMuQ/MuQ-large-msd-iter", ("config.json",)),
+    "xlm-roberta": HubFiles("FacebookAI/xlm-roberta-base", ("config.json", "tokenizer.json")),
 }
 FILE_NAMES = ("head", *PARTS)
 
@@ -98,6 +107,8 @@ class _Block:
             "clap-audio": read_clap_audio,
             "clap-text": read_clap_text,
             "mert": read_mert,
+            "muq-audio": read_muq_audio,
+            "muq-text": read_muq_text,
         }
         part: Part = readers[self.kind](*paths)
         return part
@@ -107,6 +118,9 @@ _BLOCKS: Mapping[str, _Block] = {
     "clap_audio": _Block("clap-audio", "audio", ("clap",)),
     "mert": _Block("mert", "audio", ("mert",)),
     "text": _Block("clap-text", "text", ("clap", "roberta")),
+    # in this order by the one script that makes such features; no published file says it
+    "muq_audio": _Block("muq-audio", "audio", ("muq", "muq-base")),
+    "muq_text": _Block("muq-text", "text", ("muq", "xlm-roberta")),
 }
 
 
@@ -126,8 +140,8 @@ def locate_release(name_or_path: str | Path, files: Mapping[str, str | Path] | N
 
     Args:
         name_or_path: a key of `RELEASES`, or a head file, known by its name or described by the `.json` beside it.
-        files: parts that lie here: `head` (.pt), `clap` (the .pt, or a ClapModel's folder), `roberta` and `mert`
-            (folders).
+        files: parts that lie here: `head` (.pt), `clap` (the .pt, or a ClapModel's folder), `roberta`, `mert`, `muq`
+            and `xlm-roberta` (folders), `muq-base` (config.json).
 
     Raises:
         InputError: a part is not to be had, or nothing says what the head reads.
@@ -259,7 +273,7 @@ def excluded_blocks(config: RewardConfig) -> list[str]:
 
 
 def read_blocks(head: Path) -> tuple[tuple[str, ...], str]:
-    """Blocks, of `FULL`, that a head file given by its path reads, and its licence.
+    """Blocks that a head file given by its path reads, of `FULL` where the `.json` beside it tells, and its licence.
 
     Raises:
         InputError: nothing says what it reads, or the `.json` beside it is not as expected.
@@ -271,7 +285,10 @@ def read_blocks(head: Path) -> tuple[tuple[str, ...], str]:
     if sidecar.exists():
         values = read_json(sidecar, "description of a head")
         values = values if isinstance(values, Mapping) else {}
-        blocks = _blocks_left(values.get("exclude"), str(sidecar))
+        if known is not None and "exclude" not in values:
+            blocks = known.blocks
+        else:
+            blocks = _blocks_left(values.get("exclude"), str(sidecar))
         input_dim = read_head(head).input_dim
         if values.get("input_dim", input_dim) != input_dim:
             raise InputError(f"{sidecar} says {values['input_dim']} input values, {head} takes {input_dim}")

@@ -14,6 +14,9 @@ from tunejury.errors import InputError
 # file
 UNKNOWN_SIZES = frozenset({0x7FFF_F000, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF})
 
+# before the samples; a file with more is no recording, and a hostile one could have one every eight bytes
+MAX_CHUNKS = 10_000
+
 
 def check_wav_is_whole(path: Path) -> None:
     """Compare the sizes a WAV (RIFF or RF64) header promises with the size of the file; any other file passes.
@@ -35,7 +38,9 @@ def check_wav_is_whole(path: Path) -> None:
             return
         long_data_size: int | None = None
         position = 12
-        while position + 8 <= size:
+        for _ in range(MAX_CHUNKS):
+            if position + 8 > size:
+                break
             file.seek(position)
             name, chunk_size = struct.unpack("<4sI", file.read(8))
             if name == b"ds64" and chunk_size >= 16 and position + 24 <= size:

@@ -19,6 +19,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from tunejury.command_options import Precision
 from tunejury.errors import InputError
 
 
@@ -40,8 +41,10 @@ class ScoreCollection:
     """Most clips judged at once."""
     protocol: str | None = None
     """What the judge hears of a clip; left out, what it was made for."""
+    dtype: Precision = "float32"
+    """What the judge computes in; bfloat16 is for speed on a GPU, at the cost of small errors."""
     files: tuple[str, ...] = ()
-    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert."""
+    """Parts of a released head that lie here, as part=path: head, clap, roberta, mert, muq, muq-base, xlm-roberta."""
     overwrite: bool = False
     """Begin the output anew whatever is there."""
     cache: Path | None = None
@@ -59,7 +62,7 @@ class ScoreCollection:
         state = PartialState()
         try:
             items = find_items(self.clips, self.prompt)
-            model = load_judge(self.reward, str(state.device), self.protocol, self.files)
+            model = load_judge(self.reward, str(state.device), self.protocol, self.files, self.dtype)
             cache = EmbeddingCache(self.cache, model) if self.cache is not None else None
             write_scores(
                 model,

@@ -19,7 +19,7 @@ from tunejury.files import atomic_path
 from tunejury.manifest import Item
 
 TABLE_SUFFIXES = (".jsonl", ".csv")
-COLUMNS = ("path", "prompt", "reward", "error", "model", "protocol")
+COLUMNS = ("path", "prompt", "reward", "error", "model", "weights", "protocol")
 
 
 class ScoreTable:
@@ -29,12 +29,14 @@ class ScoreTable:
         path: the table, `.jsonl` or `.csv`.
         items: what is judged, in the table's order.
         model: the judge's name.
+        weights: what tells its weights from those of another judge of that name.
         protocol: its protocol's record.
         batches: the plan of the run; a journal made under another plan is not continued.
         overwrite: begin anew whatever is there.
 
     Raises:
-        InputError: the suffix is neither, or the table or a journal is of another run.
+        InputError: the suffix is neither, the table or a journal is of another run or damaged, or a clip was written
+            after it.
     """
 
     def __init__(
@@ -42,15 +44,16 @@ class ScoreTable:
         path: Path,
         items: Sequence[Item],
         model: str,
+        weights: str,
         protocol: dict[str, Any],
         batches: Sequence[Sequence[int]],
         overwrite: bool = False,
     ) -> None:
         if path.suffix.lower() not in TABLE_SUFFIXES:
             raise InputError(f"{path}: expected a name ending in {' or '.join(TABLE_SUFFIXES)}")
-        self._path, self._items, self._model, self._protocol = path, items, model, protocol
+        self._path, self._items, self._model, self._weights, self._protocol = path, items, model, weights, protocol
         listed = [[str(item.path), item.prompt] for item in items]
-        plan = json.dumps([listed, model, protocol, [list(batch) for batch in batches]])
+        plan = json.dumps([listed, model, weights, protocol, [list(batch) for batch in batches]])
         self._identity = hashlib.sha256(plan.encode()).hexdigest()
         self._results: dict[int, float | str] = {}
         if overwrite:
@@ -60,8 +63,11 @@ class ScoreTable:
         self.complete = path.exists()
         if self.complete:
             self._check_is_ours()
+            self._check_is_newer(path)
         for journal in self._journals():
             self._read(journal)
+            if journal.exists():
+                self._check_is_newer(journal)
 
     def is_done(self, batch: Iterable[int]) -> bool:
         """Whether every item of a batch has its result."""
@@ -110,7 +116,8 @@ class ScoreTable:
         item, value = self._items[place], self._results[place]
         result = {"error": value} if isinstance(value, str) else {"reward": value}
         return {
-            "path": str(item.path), "prompt": item.prompt, **result, "model": self._model, "protocol": self._protocol
+            "path": str(item.path), "prompt": item.prompt, **result, "model": self._model, "weights": self._weights,
+            "protocol": self._protocol,
         }  # fmt: skip
 
     def _journal(self, rank: int) -> Path:
@@ -124,7 +131,14 @@ class ScoreTable:
         return sorted(p for p in folder.iterdir() if p.name.startswith(names) and p.name.endswith(".partial"))
 
     def _read(self, journal: Path) -> None:
-        lines = journal.read_text(encoding="utf-8").split("\n")
+        try:
+            self._read_lines(journal, journal.read_text(encoding="utf-8").split("\n"))
+        except InputError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"{journal} is damaged: remove it, or give --overwrite") from error
+
+    def _read_lines(self, journal: Path, lines: list[str]) -> None:
         if len(lines) > 1 and json.loads(lines[0]).get("run") != self._identity:
             raise InputError(
                 f"{journal} is of a run with other files, prompts, settings or judge: repeat that one, name another "
@@ -140,6 +154,14 @@ class ScoreTable:
             row = json.loads(line)
             self._results[row["item"]] = row["reward"] if "reward" in row else row["error"]
 
+    def _check_is_newer(self, result: Path) -> None:
+        """A clip that was written after its reward was is another clip."""
+        for item in self._items:
+            if item.path.exists() and item.path.stat().st_mtime_ns > result.stat().st_mtime_ns:
+                raise InputError(
+                    f"{item.path} was written after {result}: name another --output, or give --overwrite to judge anew"
+                )
+
     def _check_is_ours(self) -> None:
         """A finished table is the answer to the same question, and to no other."""
         text = self._path.read_text(encoding="utf-8")
@@ -149,10 +171,10 @@ class ScoreTable:
                 protocol: Any = f"{self._protocol['name']}/{self._protocol['version']}"
             else:
                 rows, protocol = [json.loads(line) for line in text.splitlines()], self._protocol
-            found = [(row["path"], row["prompt"], row["model"], row["protocol"]) for row in rows]
+            found = [(row["path"], row["prompt"], row["model"], row["weights"], row["protocol"]) for row in rows]
         except (ValueError, KeyError, TypeError):
             found = []
-        if found != [(str(item.path), item.prompt, self._model, protocol) for item in self._items]:
+        if found != [(str(item.path), item.prompt, self._model, self._weights, protocol) for item in self._items]:
             raise InputError(
                 f"{self._path} is there already and of another run: name another --output, or give --overwrite"
             )

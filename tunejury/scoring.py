@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -127,8 +128,15 @@ def score_batches(
             with torch.no_grad():
                 text = _embed_prompts(model, [prompts[place] for place in places], texts)
                 rewards = model.reward(audio, text).tolist()
-            results += zip(places, rewards, strict=True)
+            results += [
+                (place, reward if math.isfinite(reward) else _not_finite(files[place], reward))
+                for place, reward in zip(places, rewards, strict=True)
+            ]
         yield [*results, *failed]
+
+
+def _not_finite(file: str | Path, reward: float) -> InputError:
+    return InputError(f"{file}: its reward is {reward}, not a number that can be ranked; is the judge's file damaged?")
 
 
 # places of clips that were heard together, and their embedding [B, dim] by audio encoder

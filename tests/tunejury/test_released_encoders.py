@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tunejury.encoders.clap import WINDOW, ClapAudioEncoder, ClapTextEncoder
 from tunejury.encoders.mert import MertConfig, MertEncoder
+from tunejury.protocol import PROTOCOLS, listen
 
 PROMPTS = ["a piano", "a slow piano, two drums and a piano", "x"]
 
@@ -28,6 +29,13 @@ def wave(sample_rate: int, seconds: float) -> Tensor:
     first = torch.sin(2 * math.pi * 440.0 * time) * torch.exp(-(time % 0.5) * 4)
     second = torch.sin(2 * math.pi * 1333.0 * time + 1.0) * torch.exp(-(time % 0.75) * 3)
     return (0.4 * first + 0.2 * second).float()[None]
+
+
+def sweep(sample_rate: int, seconds: float) -> Tensor:
+    """[1, T]: a sine that rises an octave every five seconds from 60 Hz, so that every window sounds different."""
+    time = torch.arange(round(sample_rate * seconds), dtype=torch.float64) / sample_rate
+    phase = 2 * math.pi * 60.0 * 5.0 / math.log(2.0) * (torch.exp2(time / 5.0) - 1.0)
+    return (0.5 * torch.sin(phase) * (1.0 + torch.cos(2 * math.pi * time / 0.7)) / 2).float()[None]
 
 
 # CLAP audio
@@ -49,10 +57,12 @@ def test_front_end_is_that_of_the_published_extractor(
     torch.testing.assert_close(mel, expected, rtol=0, atol=1e-3)  # dB
 
 
-def test_clap_audio_golden_numbers(clap_audio: ClapAudioEncoder) -> None:
+@pytest.mark.parametrize("seconds", [3.0, 10.0, 37.0])
+def test_clap_audio_golden_numbers(clap_audio: ClapAudioEncoder, seconds: float) -> None:
+    """Of a clip that is repeated, of one that fits, and of the middle of one that is longer."""
     with torch.no_grad():
-        embedding = clap_audio(wave(48_000, 3.0))
-    assert embedding[0, :4].tolist() == pytest.approx(CLAP_AUDIO_3S, abs=1e-4)
+        embedding = listen(clap_audio, sweep(48_000, seconds), PROTOCOLS["release"].hearing("clap-audio"))
+    assert embedding[0, :4].tolist() == pytest.approx(CLAP_AUDIO[seconds], abs=2e-5)
 
 
 def test_clap_audio_batch_equals_singles(clap_audio: ClapAudioEncoder, noise: Callable[..., Tensor]) -> None:
@@ -125,7 +135,14 @@ def test_mert_golden_numbers_and_batches(mert: MertEncoder, noise: Callable[...,
     with torch.no_grad():
         together, alone = mert(clips), torch.cat([mert(clip[None]) for clip in clips])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-    assert together[0, :4].tolist() == pytest.approx(MERT, abs=1e-4)
+    assert together[0, :4].tolist() == pytest.approx(MERT[1.0], abs=1e-4)
+
+
+@pytest.mark.parametrize("seconds", [3.0, 10.0, 37.0])
+def test_mert_golden_numbers(mert: MertEncoder, seconds: float) -> None:
+    with torch.no_grad():
+        embedding = listen(mert, sweep(24_000, seconds), PROTOCOLS["release"].hearing("mert"))
+    assert embedding[0, :4].tolist() == pytest.approx(MERT[seconds], abs=2e-5)
 
 
 def test_frames_are_counted_as_they_come(mert: MertEncoder) -> None:
@@ -144,6 +161,15 @@ def test_normalisation_follows_the_flag(mert: MertEncoder) -> None:
     assert isinstance(mert.config, MertConfig) and mert.settings == {"do_normalize": True}
 
 
-CLAP_AUDIO_3S = [0.290626, -0.085325, -0.226600, 0.329866]
+CLAP_AUDIO = {
+    3.0: [0.287319, -0.082020, -0.227288, 0.328621],
+    10.0: [0.286157, -0.080921, -0.227471, 0.328192],
+    37.0: [0.291226, -0.085846, -0.226540, 0.330059],
+}
 CLAP_TEXT = [-0.355623, 0.364815, 0.064975, -0.396470]
-MERT = [1.310182, -0.695375, 0.138225, -0.349683]
+MERT = {
+    1.0: [1.310182, -0.695375, 0.138225, -0.349683],
+    3.0: [1.799909, -0.775257, -0.063859, -0.531400],
+    10.0: [1.853036, -0.707109, -0.254796, -0.325885],
+    37.0: [1.730956, -0.704024, -0.180786, -0.354428],
+}

@@ -18,7 +18,7 @@ from torch import Tensor
 from tunejury import InputError, RewardModel, fit_anchors, load_reward, save_audio
 from tunejury.cli import main
 from tunejury.command_score import write_scores
-from tunejury.command_verify import checksum_row
+from tunejury.command_verify import PUBLISHED_REWARDS, checksum_row
 from tunejury.embedding_cache import EmbeddingCache
 from tunejury.manifest import Item
 from tunejury.preferences import PreferencePair
@@ -97,6 +97,32 @@ def test_finished_table_is_left_alone_and_another_run_refused(
         write_scores(tiny_judge, items[:-1], output, 2, False, None)
     write_scores(tiny_judge, items[:-1], output, 2, True, None)
     assert output.read_bytes() != before[0]
+
+
+def test_table_of_other_weights_or_of_older_clips_is_refused(
+    tiny_judge: RewardModel, tiny_directory: Path, items: list[Item], tmp_path: Path
+) -> None:
+    output = tmp_path / "scores.jsonl"
+    write_scores(tiny_judge, items, output, 2, False, None)
+    retrained = load_reward(tiny_directory, device="cpu")  # of the same name
+    retrained.head.net[-1].bias.data.add_(0.5)  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="of another run"):
+        write_scores(retrained, items, output, 2, False, None)
+    os.utime(items[3].path, ns=(0, output.stat().st_mtime_ns + 1))
+    with pytest.raises(InputError, match="3.wav was written after"):
+        write_scores(tiny_judge, items, output, 2, False, None)
+    output.unlink()
+    with pytest.raises(Killed):
+        write_scores(_Dying(tiny_judge, after=2), items, output, 2, False, None)  # type: ignore[arg-type]
+    os.utime(items[3].path, ns=(0, next(tmp_path.glob(".*.partial")).stat().st_mtime_ns + 1))
+    with pytest.raises(InputError, match="3.wav was written after"):
+        write_scores(tiny_judge, items, output, 2, False, None)
+    os.utime(items[3].path, ns=(0, 0))
+    with pytest.raises(InputError, match="is of a run with other"):
+        write_scores(retrained, items, output, 2, False, None)
+    next(tmp_path.glob(".*.partial")).write_text('{"run"\n{"item": 1}\n')
+    with pytest.raises(InputError, match="damaged: remove it"):
+        write_scores(tiny_judge, items, output, 2, False, None)
 
 
 def test_bad_file_is_recorded_and_counted(tiny_judge: RewardModel, items: list[Item], tmp_path: Path) -> None:
@@ -321,3 +347,30 @@ def test_verify_prints_a_table_and_fails_on_other_files(
         ("FAIL", "tunejury.pt"), ("FAIL", "music_audioset_epoch_15_esc_90.14.pt"), ("pass", "weights"),
     ]  # fmt: skip
     assert captured.err.startswith("error: 2 of 3 checks")
+
+
+def test_verify_compares_the_demo_clips_with_their_own_prompt_protocol_and_tolerance(
+    released_files: dict[str, Path], music: Callable[..., Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, clip in enumerate(PUBLISHED_REWARDS[:-1]):
+        save_audio(tmp_path / f"{clip.beginning}.wav", music(i, 16_000, 0.3), 16_000)
+    files = [f"{part}={path}" for part, path in released_files.items()]
+    command = ["verify", "--files", *files, "--device", "cpu", "--demo", str(tmp_path)]
+    assert main([*command, "--tolerance", "1000"]) == 2
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()][3:]
+    assert {row[1].split(".")[0]: row[0] for row in rows} == {
+        "mode1_p75_n1": "pass", "mode1_p75_top": "pass", "mode2_tangoflux_p0_baseline": "FAIL",
+        "mode2_tangoflux_p0_ditto": "FAIL", "mode3_p46_baseline": "pass", "mode3_p46_finetuned": "unknown",
+    }  # fmt: skip
+    details = {row[1]: row[2] for row in rows}
+    assert "published +1.71 within 1000, protocol release, with prompt" in details["mode1_p75_top.wav"]
+    assert "within 0.5, protocol training, with prompt" in details["mode2_tangoflux_p0_ditto.wav"]
+    judge = load_reward("tunejury", device="cpu", files=released_files)
+    clip = PUBLISHED_REWARDS[0]
+    reward = score_files(judge, [tmp_path / f"{clip.beginning}.wav"], clip.prompts)[0]
+    assert details["mode1_p75_n1.wav"].startswith(f"reward {reward:+.3f}")
+    assert main([*command, "--tolerance", "0"]) == 2
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.startswith("pass\tmode")]
+    for wrong, message in ((["--tolerance", "-1"], "expected a number"), (["--reward", "tunejury-clap"], "'tunejury'")):
+        assert main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err

@@ -66,7 +66,12 @@ ENCODER_KINDS: Mapping[str, EncoderKind] = {
     "clap-audio": EncoderKind("audio", "tunejury.encoders.clap", "ClapAudioEncoder", "ClapAudioConfig"),
     "clap-text": EncoderKind("text", "tunejury.encoders.clap", "ClapTextEncoder", "ClapTextConfig"),
     "mert": EncoderKind("audio", "tunejury.encoders.mert", "MertEncoder", "MertConfig"),
+    "muq-audio": EncoderKind("audio", "tunejury.encoders.muq", "MuqAudioEncoder", "MuqAudioConfig"),
+    "muq-text": EncoderKind("text", "tunejury.encoders.muq", "MuqTextEncoder", "MuqTextConfig"),
 }
+
+LARGEST = 10_000_000  # number in an encoder's config
+MOST_LAYERS = 200
 
 
 def encoder_kind(kind: object) -> EncoderKind:
@@ -100,6 +105,19 @@ def build_encoder(config: Mapping[str, Any]) -> nn.Module:
     module = importlib.import_module(kind.module)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "kind"}
     try:
+        for field, value in fields.items():
+            _check_size(field, value)
         return cast(nn.Module, getattr(module, kind.encoder)(getattr(module, kind.config)(**fields)))
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"an encoder of kind {config['kind']!r} cannot be built from its config: {error}") from error
+    # a config is a file's content: whatever a constructor stumbles over in it is that file's fault
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"an encoder of kind {config['kind']!r} cannot be built from its config: {reason}") from error
+
+
+def _check_size(field: str, value: Any) -> None:
+    """Raise ValueError for a number that asks for more memory or time than any model of music needs."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, (int, float)) and not -LARGEST <= number <= LARGEST:
+            raise ValueError(f"{field} is {number}, beyond {LARGEST}")
+        if isinstance(number, int) and ("layers" in field or "depth" in field) and number > MOST_LAYERS:
+            raise ValueError(f"{field} is {number}, beyond {MOST_LAYERS} layers")

@@ -98,9 +98,10 @@ class ClapFrontEnd(nn.Module):
         """wav [B, T] at 48 kHz, T from 1 to 480,000 -> log-mel [B, 1001, 64] in dB."""
         repeats = WINDOW // wav.shape[-1]
         wav = F.pad(wav.repeat(1, repeats), (0, WINDOW - repeats * wav.shape[-1]))
-        spectrum = torch.stft(wav, N_FFT, HOP_LENGTH, window=self.window, pad_mode="reflect", return_complex=True)
-        power = spectrum.real.square() + spectrum.imag.square()  # [B, bins, frames]
-        return 10.0 * (power.transpose(1, 2) @ self.mel).clamp_min(1e-10).log10()
+        with torch.autocast(wav.device.type, enabled=False):  # decibels of half precision would be steps
+            spectrum = torch.stft(wav, N_FFT, HOP_LENGTH, window=self.window, pad_mode="reflect", return_complex=True)
+            power = spectrum.real.square() + spectrum.imag.square()  # [B, bins, frames]
+            return 10.0 * (power.transpose(1, 2) @ self.mel).clamp_min(1e-10).log10()
 
 
 class ClapAudioEncoder(nn.Module):
@@ -180,7 +181,7 @@ class ClapTextEncoder(nn.Module):
         if rows:
             ids, mask = self.tokenize([prompts[row] for row in rows])
             outputs = self.model(input_ids=ids.to(weight.device), attention_mask=mask.to(weight.device))
-            embeddings[rows] = F.normalize(outputs.text_embeds, dim=-1)
+            embeddings[rows] = F.normalize(outputs.text_embeds, dim=-1).to(weight.dtype)
         return embeddings
 
 

@@ -194,11 +194,13 @@ class CompactAudioEncoder(nn.Module):
             [B, pitch_semitones * SEMITONE_BINS, pitch frames].
         """
         config = self.config
-        wav = wav / (wav.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-        mel = self._power(wav, config.n_fft, config.hop_length, self.window).transpose(1, 2) @ self.mel
-        log_mel = ((mel + 1e-6).log() + 7.0) / 3.0
-        fine = self._power(wav, config.pitch_n_fft, config.pitch_hop_length, self.pitch_window)[:, : self._pitch_bins]
-        return log_mel.transpose(1, 2), (fine.transpose(1, 2) @ self.pitch).transpose(1, 2)
+        with torch.autocast(wav.device.type, enabled=False):  # logarithms of half precision would be steps
+            wav = wav / (wav.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+            mel = self._power(wav, config.n_fft, config.hop_length, self.window).transpose(1, 2) @ self.mel
+            log_mel = ((mel + 1e-6).log() + 7.0) / 3.0
+            fine = self._power(wav, config.pitch_n_fft, config.pitch_hop_length, self.pitch_window)
+            fine = fine[:, : self._pitch_bins]
+            return log_mel.transpose(1, 2), (fine.transpose(1, 2) @ self.pitch).transpose(1, 2)
 
     @staticmethod
     def _power(wav: Tensor, n_fft: int, hop_length: int, window: Tensor) -> Tensor:
@@ -239,8 +241,8 @@ class CompactAudioEncoder(nn.Module):
         return torch.cat(
             [
                 _mean_and_spread(log_mel),
-                _mean_and_spread(timbre),
-                _mean_and_spread(harmony),
+                _mean_and_spread(timbre.to(wav.dtype)),
+                _mean_and_spread(harmony.to(wav.dtype)),
                 chroma / chroma.sum(1, keepdim=True),
                 tuning / tuning.sum(1, keepdim=True),
                 self._onset_autocorrelation(log_mel),

@@ -1,4 +1,4 @@
-"""From the weight names of LAION-CLAP and MERT checkpoints to those of our encoders.
+"""From the weight names of LAION-CLAP, MERT and MuQ-MuLan checkpoints to those of our encoders.
 
 CLAP comes in two forms: the training checkpoint of the laion_clap package, and transformers' ClapModel. Every weight is
 either taken or one of the leftovers named here; anything else is refused, so that a checkpoint of another architecture
@@ -36,6 +36,29 @@ LEFTOVERS = re.compile(
     r"|(text|audio)_transform\."
     r"|logit_scale(_a|_t)?$"
     r"|text_(branch|model)\.embeddings\.(position_ids|token_type_ids)$)"
+)
+
+# the muq package's name -> ours, within a tower
+MUQ_RENAMED = (
+    (r"^model\.model\.conv\.conv\.", "convolutions."),
+    (r"^model\.model\.conv\.linear\.", "flatten."),
+    (r"^model\.model\.conformer\.", "conformer."),
+    (r"^transformer\.layers\.(\d+)\.0\.norm\.learned_gamma$", r"transformer.attentions.\1.norm.weight"),
+    (r"^transformer\.layers\.(\d+)\.0\.to_q\.", r"transformer.attentions.\1.query."),
+    (r"^transformer\.layers\.(\d+)\.0\.to_kv\.", r"transformer.attentions.\1.key_value."),
+    (r"^transformer\.layers\.(\d+)\.0\.q_scale$", r"transformer.attentions.\1.query_scale"),
+    (r"^transformer\.layers\.(\d+)\.0\.k_scale$", r"transformer.attentions.\1.key_scale"),
+    (r"^transformer\.layers\.(\d+)\.0\.to_out\.0\.", r"transformer.attentions.\1.out."),
+    (r"^transformer\.layers\.(\d+)\.1\.0\.learned_gamma$", r"transformer.feed_forwards.\1.norm.weight"),
+    (r"^transformer\.layers\.(\d+)\.1\.1\.", r"transformer.feed_forwards.\1.widen."),
+    (r"^transformer\.layers\.(\d+)\.1\.4\.", r"transformer.feed_forwards.\1.back."),
+)
+# the training's heads, codebooks and loss, what the forward pass never reads, buffers that follow from the shape
+MUQ_LEFTOVERS = re.compile(
+    r"^(contrast\.|multi_layer_contrastive_learning\.|(text|audio)_layers_indices$"
+    r"|audio\.aggregator\.|audio\.model\.model\.(linear\.|rvq\.|quantizer_|recon_proj\.|cls_token$)"
+    r"|audio\.model\.model\.conformer\.pos_conv_embed\."
+    r"|text\.model\.pooler\.|text\.model\.embeddings\.(position_ids|token_type_ids)$)"
 )
 
 
@@ -138,6 +161,42 @@ def rename_mert_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name != "masked_spec_embed":
             renamed[f"model.{name}"] = tensor
     return renamed
+
+
+def rename_muq_weights(state: Mapping[str, Tensor], tower: str) -> dict[str, Tensor]:
+    """Weights of one tower, "audio" or "text", of a MuQ-MuLan checkpoint by their names in our encoders.
+
+    Raises:
+        InputError: a weight belongs to neither tower and is no known leftover.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("mulan.")
+        if MUQ_LEFTOVERS.search(name):
+            continue
+        if not name.startswith(("audio.", "audio_to_latents.", "text.", "text_to_latents.")):
+            raise InputError(f"{name} is not a weight of MuQ-MuLan")
+        if name.startswith(f"{tower}_to_latents."):
+            renamed[name.removeprefix(f"{tower}_")] = tensor
+        elif name.startswith(f"{tower}."):
+            name = name.removeprefix(f"{tower}.")
+            for pattern, replacement in MUQ_RENAMED:
+                name = re.sub(pattern, replacement, name)
+            renamed[name] = tensor
+    return renamed
+
+
+def keep_muq_layers(state: Mapping[str, Tensor], layers: int, final_norm: bool) -> dict[str, Tensor]:
+    """Weights of MuQ's audio tower without the conformer's layers from number `layers` on, nor, unless `final_norm`,
+    its last normalisation.
+    """
+    kept = {}
+    for name, tensor in state.items():
+        layer = re.match(r"conformer\.layers\.(\d+)\.", name)
+        if (layer and int(layer[1]) >= layers) or (not final_norm and name.startswith("conformer.layer_norm.")):
+            continue
+        kept[name] = tensor
+    return kept
 
 
 def _weight(state: Mapping[str, Tensor], name: str) -> Tensor:
