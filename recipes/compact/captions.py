@@ -100,8 +100,10 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou8" else "a"
 
 
-def write_caption(attributes: dict[str, Any], rng: np.random.Generator) -> str:
-    """One caption. Every attribute it names is true of the piece; it need not name all of them."""
+def write_caption(attributes: dict[str, Any], rng: np.random.Generator, tempo_share: float = 0.6) -> str:
+    """One caption. Every attribute it names is true of the piece; it need not name all of them, and names the tempo
+    with about the probability `tempo_share` (except in the shortest form).
+    """
     lead = _pick(rng, INSTRUMENT_WORDS[attributes["lead"]])
     genre = _pick(rng, GENRE_WORDS[attributes["genre"]])
     mode = "minor" if attributes["minor"] else "major"
@@ -126,9 +128,8 @@ def write_caption(attributes: dict[str, Any], rng: np.random.Generator) -> str:
         with_parts.append(drums)
     drumless = "" if attributes["drums"] or rng.random() < 0.35 else drums
     noun = str(rng.choice(PIECE_WORDS))
-    extras = [
-        text for text, chance in ((tempo, 0.6), (key, 0.25), (texture, 0.3), (dynamics, 0.15)) if rng.random() < chance
-    ]
+    chances = ((tempo, tempo_share), (key, 0.25), (texture, 0.3), (dynamics, 0.15))
+    extras = [text for text, chance in chances if rng.random() < chance]
 
     style = int(rng.integers(5))
     if style == 0:  # tags
@@ -140,7 +141,7 @@ def write_caption(attributes: dict[str, Any], rng: np.random.Generator) -> str:
     elif style == 1:  # "a sad slow jazz piece with saxophone, piano and drums"
         words = [mood] if rng.random() < 0.7 else []
         plain = TEMPO_WORDS[attributes["tempo_class"]][0]
-        words += [plain] if rng.random() < 0.5 else []
+        words += [plain] if rng.random() < tempo_share - 0.1 else []
         words += [genre] if rng.random() < 0.85 else []
         head = " ".join(words + [noun])
         text = f"{_article(head)} {head} {rng.choice(['with', 'featuring', 'led by', 'played on'])} {lead}"
@@ -155,7 +156,7 @@ def write_caption(attributes: dict[str, Any], rng: np.random.Generator) -> str:
     elif style == 3:  # sentences
         text = f"{_article(mood)} {mood} {genre} {noun}. {_article(lead)} {lead} plays the melody"
         text += f" accompanied by {_join(with_parts, rng)}." if with_parts else "."
-        text += f" {tempo}." if rng.random() < 0.6 else ""
+        text += f" {tempo}." if rng.random() < tempo_share else ""
         text += f" there are {drumless}." if drumless.startswith("no ") else f" {drumless}." if drumless else ""
         text += f" in {key}." if rng.random() < 0.3 else ""
     else:  # short

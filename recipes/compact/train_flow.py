@@ -26,6 +26,7 @@ from alignment.codec import SpectralCodec
 
 CROP_UNTIL = 0.75  # share of the budget spent on half-length crops, which cost half as much
 TEXT_DROPOUT = 0.12  # share of empty prompts, for classifier-free guidance
+TEMPO_SHARE = 0.9  # of captions that name the tempo: the attribute learned last
 WORD_DROPOUT = 0.05  # share of words read as unknown, so that foreign words do not derail a prompt
 
 
@@ -74,7 +75,7 @@ class Batches:
         total = self.latents.shape[-1]
         starts = self.rng.integers(0, total - frames + 1, size)
         latents = np.stack([self.latents[r, :, s : s + frames] for r, s in zip(rows, starts, strict=True)])
-        prompts = [write_caption(self.clips.records[row]["attributes"], self.rng) for row in rows]
+        prompts = [write_caption(self.clips.records[row]["attributes"], self.rng, TEMPO_SHARE) for row in rows]
         if dropout:
             prompts = ["" if self.rng.random() < TEXT_DROPOUT else prompt for prompt in prompts]
         tokens = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
