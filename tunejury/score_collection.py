@@ -2,6 +2,8 @@
 
 accelerate launch --num_processes 4 -m tunejury.score_collection tracks.jsonl --output scores.jsonl
 
+(on CPUs with `--multi_gpu` too, or accelerate starts a single process).
+
 Every process judges its share of the batches and journals them beside the output; the first one writes the table when
 all are in. The plan of batches does not depend on the number of processes, so the table does not either, and a run that
 was interrupted may be continued by more processes or fewer.
@@ -13,6 +15,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +24,9 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from tunejury.command_options import Precision
 from tunejury.errors import InputError
+
+# a process that is done waits for the slowest; torch's own patience ends after minutes
+PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class ScoreCollection:
 
     def run(self) -> None:
         """Judge this process's share."""
+        import torch
         from accelerate import PartialState
 
         from tunejury.command_options import load_judge
@@ -59,7 +66,8 @@ class ScoreCollection:
         from tunejury.embedding_cache import EmbeddingCache
         from tunejury.scoring import find_items
 
-        state = PartialState()
+        # without `cpu`, processes on a machine that has no GPU would each believe to be alone
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
         try:
             items = find_items(self.clips, self.prompt)
             model = load_judge(self.reward, str(state.device), self.protocol, self.files, self.dtype)

@@ -153,14 +153,17 @@ def test_two_launched_processes_equal_one(tiny_directory: Path, items: list[Item
     options = ["--reward", str(tiny_directory), "--batch-size", "2"]
     assert main(["score", str(manifest), "--output", str(tmp_path / "one.jsonl"), *options, "--device", "cpu"]) == 0
     launch = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tunejury.score_collection", str(manifest),
-        "--output", str(tmp_path / "two.jsonl"), *options,
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "-m", "tunejury.score_collection", str(manifest),
+        "--output", str(tmp_path / "two.jsonl"), "--cache", str(tmp_path / "cache"), *options,
     ]  # fmt: skip
     root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "MASTER_PORT": "29613"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     done = subprocess.run(launch, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+    # each process keeps what it heard in a shard of its own: two have really been at work
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
     one, two = ([json.loads(line) for line in (tmp_path / name).open()] for name in ("one.jsonl", "two.jsonl"))
     rewards = [[row.pop("reward") for row in rows] for rows in (one, two)]
     assert one == two
