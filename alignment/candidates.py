@@ -53,7 +53,7 @@ def generate_clips(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        problem = _one_line(error)
+        problem = one_line(error)
     # outside the handler, whose traceback keeps the tensors of the failed attempt alive
     import torch
 
@@ -131,7 +131,7 @@ def judge_files(
         try:
             wav, sample_rate = load_audio(path)
         except (ValueError, OSError) as error:
-            heard[place] = Heard(_one_line(error))
+            heard[place] = Heard(one_line(error))
             continue
         fits = group and group[0][1].shape == wav.shape and group[0][2] == sample_rate
         if not fits or (len(group) + 1) * wav.numel() > MAX_JUDGED_SAMPLES:
@@ -186,7 +186,7 @@ def _in_parts(
         # a ValueError is the judge refusing a clip: find out which one by judging fewer at once
         if not isinstance(error, ValueError) and not is_out_of_memory(error):
             raise
-        problem = _one_line(error)
+        problem = one_line(error)
     if len(wav) == 1:
         return [problem]
     half = len(wav) // 2
@@ -203,5 +203,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
