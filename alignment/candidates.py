@@ -75,12 +75,14 @@ class Judges:
     selection: by the "reward", or by its "lower-bound": the reward less the judge's uncertainty of it.
     side: other judges, by name, whose values stand beside and never select.
     embed: embeddings for the diversity of a prompt's clips.
+    alone: judge clip by clip: a batch's rounding makes rewards of equal clips differ in the last bits.
     """
 
     reward: Reward
     selection: str = "reward"
     side: Mapping[str, Reward] = field(default_factory=dict)
     embed: Embed = log_mel_embedding
+    alone: bool = False
 
     def __post_init__(self) -> None:
         if self.selection not in ("reward", "lower-bound"):
@@ -133,7 +135,7 @@ def judge_files(
         except (ValueError, OSError) as error:
             heard[place] = Heard(one_line(error))
             continue
-        fits = group and group[0][1].shape == wav.shape and group[0][2] == sample_rate
+        fits = group and not judges.alone and group[0][1].shape == wav.shape and group[0][2] == sample_rate
         if not fits or (len(group) + 1) * wav.numel() > MAX_JUDGED_SAMPLES:
             flush()
         group.append((place, wav, sample_rate))

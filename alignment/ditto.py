@@ -133,14 +133,15 @@ def check_latent_backbone(backbone: Backbone) -> LatentBackbone:
 
 
 def evaluations(backbone: Backbone, config: DittoConfig, num_iterates: int) -> float:
-    """Evaluations of the denoiser for one clip whose trajectory has so many iterates: a backward pass counts as two,
-    the recomputing of what was not kept in memory not at all. With the two final renders.
+    """Evaluations of the denoiser for one clip whose trajectory has so many iterates, the last of which needs no
+    gradient: a backward pass counts as two, the recomputing of what was not kept in memory not at all. With the two
+    final renders.
     """
     settings, final = _settings(backbone, config)
     forward = network_evaluations(backbone, settings)
     steps = settings.num_inference_steps or 1
     share = min(config.backprop_last_steps or steps, steps) / steps
-    gradients = min(num_iterates, config.num_optimization_steps)
+    gradients = max(num_iterates - 1, 0)
     return num_iterates * forward + gradients * 2 * share * forward + 2 * network_evaluations(backbone, final)
 
 

@@ -71,7 +71,7 @@ def ditto(
     settings = backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
     final = backbone.resolve(config.duration, config.render_steps or config.num_inference_steps, config.guidance_scale)
     side = {**({} if held_out is None else {"held_out_reward": held_out}), **(side_rewards or {})}
-    judges = Judges(reward, "reward", side)
+    judges = Judges(reward, "reward", side, alone=True)
     model = {name: getattr(backbone, name) for name in ("name", "license", "sample_rate", "channels")}
     steps = {"generation": settings.to_dict(), "render": final.to_dict()}
     run.start({"backbone": model, **steps, **(info or {}), "versions": versions()})

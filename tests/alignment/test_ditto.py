@@ -236,7 +236,7 @@ def test_evaluations_count_a_backward_pass_as_two(backbone: Any) -> None:
     config = DittoConfig(num_optimization_steps=10, num_inference_steps=4, render_steps=8, guidance_scale=1.0)
     assert evaluations(backbone, config, 11) == 11 * 4 + 10 * 8 + 2 * 8
     assert evaluations(backbone, replace(config, backprop_last_steps=1), 11) == 11 * 4 + 10 * 2 + 2 * 8
-    assert evaluations(backbone, replace(config, guidance_scale=3.0), 3) == 2 * (3 * 4 + 3 * 8 + 2 * 8)
+    assert evaluations(backbone, replace(config, guidance_scale=3.0), 3) == 2 * (3 * 4 + 2 * 8 + 2 * 8)
 
 
 def test_a_backbone_without_latents_is_told_of_those_that_have_some(toy_backbone: Any) -> None:
