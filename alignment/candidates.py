@@ -53,7 +53,7 @@ def generate_clips(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        problem = _one_line(error)
+        problem = one_line(error)
     # outside the handler, whose traceback keeps the tensors of the failed attempt alive
     import torch
 
@@ -75,12 +75,14 @@ class Judges:
     selection: by the "reward", or by its "lower-bound": the reward less the judge's uncertainty of it.
     side: other judges, by name, whose values stand beside and never select.
     embed: embeddings for the diversity of a prompt's clips.
+    alone: judge clip by clip: a batch's rounding makes rewards of equal clips differ in the last bits.
     """
 
     reward: Reward
     selection: str = "reward"
     side: Mapping[str, Reward] = field(default_factory=dict)
     embed: Embed = log_mel_embedding
+    alone: bool = False
 
     def __post_init__(self) -> None:
         if self.selection not in ("reward", "lower-bound"):
@@ -131,9 +133,9 @@ def judge_files(
         try:
             wav, sample_rate = load_audio(path)
         except (ValueError, OSError) as error:
-            heard[place] = Heard(_one_line(error))
+            heard[place] = Heard(one_line(error))
             continue
-        fits = group and group[0][1].shape == wav.shape and group[0][2] == sample_rate
+        fits = group and not judges.alone and group[0][1].shape == wav.shape and group[0][2] == sample_rate
         if not fits or (len(group) + 1) * wav.numel() > MAX_JUDGED_SAMPLES:
             flush()
         group.append((place, wav, sample_rate))
@@ -186,7 +188,7 @@ def _in_parts(
         # a ValueError is the judge refusing a clip: find out which one by judging fewer at once
         if not isinstance(error, ValueError) and not is_out_of_memory(error):
             raise
-        problem = _one_line(error)
+        problem = one_line(error)
     if len(wav) == 1:
         return [problem]
     half = len(wav) // 2
@@ -203,5 +205,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "not enough memory" in text)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""The part of best-of-N that making and ranking share: judging batches, timing, keeping what is to be kept, the end."""
+"""The part that making and ranking candidates share: judging batches, timing, keeping what is to be kept, the end."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 
 # brings a batch's files into being; an error per item, or None
 Make = Callable[[Sequence[Item]], list["str | None"]]
+# (candidates of each prompt, config.json, seconds, diversity by prompt_id) -> the contents of results.json
+Conclude = Callable[
+    [Sequence[Sequence[Candidate]], Mapping[str, Any], Mapping[str, float], Mapping[str, float]], dict[str, Any]
+]
+Show = Callable[[RunDirectory, Mapping[str, Any]], object]
 
 
 class Driver:
@@ -153,11 +158,15 @@ class Driver:
                 records.append(embedding_record(key, heard.embedding))
         self.run.append_records(records, EMBEDDINGS)
 
-    def finish(self, pools: list[list[Candidate]]) -> tuple[list[list[Candidate]], dict[str, Any]]:
+    def finish(
+        self, pools: list[list[Candidate]], conclude: Conclude = summarize, show: Show = write_report
+    ) -> tuple[list[list[Candidate]], dict[str, Any]]:
         """Write candidates.jsonl as it finally is, the report, and results.json last.
 
         Args:
             pools: all candidates of each prompt, in every process the same.
+            conclude: makes the contents of results.json, as `alignment.results.summarize` does.
+            show: writes the report of that.
 
         Returns:
             the candidates as written, and the contents of results.json.
@@ -172,10 +181,12 @@ class Driver:
             return [records[key] for key in keys if key in records]
 
         embeddings = self.run.gather(in_order, EMBEDDINGS)
-        agree(self.run.processes, lambda: self._write(pools, diversities(embeddings)))
+        agree(self.run.processes, lambda: self._write(pools, diversities(embeddings), conclude, show))
         return pools, self.run.read_json(RESULTS) or {}
 
-    def _write(self, pools: list[list[Candidate]], diversity: Mapping[str, float]) -> None:
+    def _write(
+        self, pools: list[list[Candidate]], diversity: Mapping[str, float], conclude: Conclude, show: Show
+    ) -> None:
         candidates = [candidate for pool in pools for candidate in pool]
         if all(candidate.reward is None for candidate in candidates):
             reason = next((candidate.error for candidate in candidates if candidate.error), None)
@@ -190,8 +201,8 @@ class Driver:
         for path in parts:
             if path.name != TIMING:
                 path.unlink()
-        summary = summarize(pools, self.run.config, timing, diversity)
-        write_report(self.run, summary)
+        summary = conclude(pools, self.run.config, timing, diversity)
+        show(self.run, summary)
         self.run.write_json(RESULTS, summary)
 
 

@@ -5,28 +5,22 @@ Everything comes from the summary in results.json and the audio beside it; user 
 
 from __future__ import annotations
 
-import base64
-import io
-import logging
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from alignment.report_parts import (
+    ACCENT,
+    MAX_CLIP_SECONDS,
+    MAX_EMBEDDED_BYTES,
+    Players,
+    figure_svg,
+    licenses,
+    settings,
+    template,
+)
 from alignment.runs import REPORT, RunDirectory
-
-if TYPE_CHECKING:
-    import numpy as np
-
-logger = logging.getLogger(__name__)
-
-MAX_CLIP_SECONDS = 60.0  # of a clip inside the page; longer ones play their beginning
-MAX_EMBEDDED_BYTES = 48_000_000  # of audio inside the page; the rest is linked, so that the page still opens on a phone
-MAX_PLAYED_RATE = 48_000  # Hz; above it browsers are not sure to play FLAC
-
-# colours drawn by matplotlib -> the page's own variables, so that the figure follows its light or dark scheme
-_INKS = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--line)", "#040404": "var(--accent)"}
 
 
 def write_report(run: RunDirectory, summary: Mapping[str, Any]) -> Path:
@@ -39,25 +33,13 @@ def write_report(run: RunDirectory, summary: Mapping[str, Any]) -> Path:
     Raises:
         OSError: it cannot be written. A clip that cannot be read has no player; that is no error.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("alignment", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = lambda value, digits: f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
-    environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-    environment.filters["duration"] = _duration
-    html = environment.get_template("best_of_n.html.j2").render(
+    html = template("best_of_n.html.j2").render(
         summary=summary,
         curve=_curve_svg(summary) if len(summary["mean_reward_at_n"]) > 1 else "",
         steps=[n for n in summary["mean_reward_at_n"] if _in_table(int(n), summary["num_candidates"])],
         rows=_rows(run.path, summary),
-        licenses=_licenses(summary),
-        settings=_settings(summary),
+        licenses=licenses(summary),
+        settings=settings(summary),
         single_prompt=summary["ci"]["num_prompts"] == 1,
         max_clip_seconds=MAX_CLIP_SECONDS,
     )
@@ -71,7 +53,7 @@ def _rows(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     rewards = [c["reward"] for prompt in prompts for c in prompt["candidates"] if c["reward"] is not None]
     low, high = min(rewards), max(rewards)
     span = (high - low) or 1.0
-    embedded = 0
+    players = Players(folder, MAX_EMBEDDED_BYTES)
     rows = []
     for prompt in prompts:
         clips = []
@@ -81,15 +63,7 @@ def _rows(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             given_up = clip is not None and clip["reward"] is None and "draft_rewards" in clip
             if clip is None or given_up or (same and role == "First"):
                 continue
-            source = None
-            if clip["path"] is not None:
-                flac = _flac(folder / clip["path"])
-                if flac is not None and embedded + len(flac) <= MAX_EMBEDDED_BYTES:
-                    embedded += len(flac)
-                    source = "data:audio/flac;base64," + base64.b64encode(flac).decode("ascii")
-                elif flac is not None:
-                    source = clip["path"] if not Path(clip["path"]).is_absolute() else Path(clip["path"]).as_uri()
-            clips.append({**clip, "role": "First and best" if same else role, "source": source})
+            clips.append({**clip, "role": "First and best" if same else role, "source": players.source(clip["path"])})
         gain = None
         if prompt["best"] is not None and prompt["first"]["reward"] is not None:
             gain = prompt["best"]["reward"] - prompt["first"]["reward"]
@@ -117,66 +91,18 @@ def _kind(candidate: int, prompt: Mapping[str, Any]) -> str:
     return "first" if candidate == prompt["first"]["candidate"] else "other"
 
 
-def _flac(path: Path) -> bytes | None:
-    """A clip as 16-bit FLAC, at most MAX_CLIP_SECONDS of it, or None where it cannot be read."""
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            samples = file.read(int(MAX_CLIP_SECONDS * rate), dtype="float32", always_2d=True)  # [T, C]
-    except (OSError, soundfile.LibsndfileError, TypeError) as error:
-        logger.warning("no player for %s: %s", path, error)
-        return None
-    if samples.shape[1] > 2:
-        samples = samples.mean(axis=1, keepdims=True)
-    if rate > MAX_PLAYED_RATE:
-        samples, rate = _slower(samples, rate)
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
-
-
-def _slower(samples: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
-    """Samples [T, C] brought down by a whole factor to a rate that browsers play."""
-    import julius
-    import torch
-
-    factor = -(-rate // MAX_PLAYED_RATE)
-    while rate % factor:
-        factor += 1
-    wav = julius.resample_frac(torch.from_numpy(samples.T.copy()), factor, 1)
-    return wav.clamp(-1, 1).T.numpy(), rate // factor
-
-
 def _curve_svg(summary: Mapping[str, Any]) -> str:
-    """The reward-versus-n curve with its interval, as inline SVG in the page's colours."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, NullLocator
-
-    ink, muted, line, accent = _INKS
+    """The reward-versus-n curve with its interval."""
     steps = [int(n) for n in summary["mean_reward_at_n"]]
     means = list(summary["mean_reward_at_n"].values())
     lows, highs = zip(*summary["mean_reward_at_n_ci"].values(), strict=True)
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "report",
-        "font.family": "sans-serif",
-        "font.size": 11,
-        "text.color": ink,
-        "axes.edgecolor": line,
-        "axes.labelcolor": muted,
-        "xtick.color": muted,
-        "ytick.color": muted,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_facecolor("none")
+
+    def draw(axes: Any) -> None:
+        from matplotlib.ticker import MaxNLocator, NullLocator
+
         if summary["ci"]["num_prompts"] > 1:
-            axes.fill_between(steps, lows, highs, color=accent, alpha=0.16, linewidth=0)
-        axes.plot(steps, means, color=accent, linewidth=2.2, marker="o", markersize=4.5 if len(steps) <= 32 else 0)
+            axes.fill_between(steps, lows, highs, color=ACCENT, alpha=0.16, linewidth=0)
+        axes.plot(steps, means, color=ACCENT, linewidth=2.2, marker="o", markersize=4.5 if len(steps) <= 32 else 0)
         if len(steps) > 16:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_minor_locator(NullLocator())
@@ -187,58 +113,10 @@ def _curve_svg(summary: Mapping[str, Any]) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel("n, candidates per prompt")
         axes.set_ylabel("mean reward of the best of n")
-        axes.grid(axis="y", color=line, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0, pad=6)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for drawn, variable in _INKS.items():
-        svg = svg.replace(drawn, variable)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # sized by the page, as wide as there is room for
-    svg = re.sub(r'(<svg [^>]*?)\bheight="[^"]*"', r"\1", svg, count=1)
-    return re.sub(
-        r'(<svg [^>]*?)\bwidth="[^"]*"', r'\1role="img" aria-label="Mean reward of the best of n"', svg, count=1
-    )
 
-
-def _licenses(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(role, model, licence) of everything that was loaded."""
-    rows = []
-    if "backbone" in summary:
-        rows.append(("backbone", summary["backbone"]["name"], summary["backbone"]["license"]))
-    judges = [("reward", summary.get("reward", {})), *summary.get("side", {}).items()]
-    for role, judge in judges:
-        for name, license_name in judge.get("licenses", {}).items():
-            rows.append((role.replace("_", " "), name, license_name))
-    return rows
-
-
-def _settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Settings as shown: what was asked for, with what the backbone made of its defaults. The prompts have a table."""
-    shown = {**summary.get("settings", {}), **summary.get("generation", {})}
-    rows = [(key, "default" if value is None else str(value)) for key, value in shown.items() if key not in _TABLES]
-    protocol = summary.get("protocol")
-    if isinstance(protocol, Mapping):
-        rows = [row for row in rows if row[0] != "protocol"]
-        rows.append(("protocol", f"{protocol.get('name')} (version {protocol.get('version')})"))
-    return rows + [(name, version) for name, version in summary.get("versions", {}).items()]
-
-
-_TABLES = ("prompts", "clips")  # shown elsewhere
+    return figure_svg(draw, "Mean reward of the best of n")
 
 
 def _in_table(n: int, largest: int) -> bool:
     """All of a short curve; of a long one the powers of two and the end."""
     return largest <= 16 or n == largest or n & (n - 1) == 0
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -29,8 +29,8 @@ def read_request(recipe: str, options: Mapping[str, Any], default_prompts: Path,
 
     Args:
         recipe: its name.
-        options: by the flags' names: prompts, prompt, candidates, backbone, device, dtype, output_dir, overwrite; all
-            but these places and `overwrite` decide whether a run is continued.
+        options: by the flags' names: prompts, prompt, backbone, device, dtype, output_dir, overwrite, and candidates
+            where the recipe has it; all but these places and `overwrite` decide whether a run is continued.
         default_prompts: the file of prompts when none are given.
         processes: those that share the run.
 
@@ -44,7 +44,7 @@ def read_request(recipe: str, options: Mapping[str, Any], default_prompts: Path,
         for name in ("prompts", "prompt", "output_dir", "overwrite"):
             del settings[name]
         prompts, clips = [], None
-        if options["candidates"] is not None:
+        if options.get("candidates") is not None:
             clips = find_clips(options["candidates"], options["prompt"], options["prompts"])
             settings["clips"] = [[clip.prompt_id, clip.prompt, str(clip.path)] for clip in clips]
         else:

@@ -44,6 +44,7 @@ __all__ = [
     "REPORT",
     "RESULTS",
     "TIMING",
+    "TRAJECTORIES",
     "RunDirectory",
     "default_output_directory",
     "read_config",
@@ -55,12 +56,13 @@ logger = logging.getLogger(__name__)
 RECORDS = "candidates.jsonl"
 DRAFTS = "drafts-{}.jsonl"
 EMBEDDINGS = "embeddings.jsonl"
+TRAJECTORIES = "trajectories.jsonl"
 REPORT = "report.html"
 TIMING = "timing.json"
 AUDIO = "audio"
 _FORMAT = 1
 # everything a run writes but its configuration; {} of a name, and the processes' own parts, are found by pattern
-_WRITTEN = (RESULTS, REPORT, RECORDS, DRAFTS.format("*"), EMBEDDINGS, TIMING)
+_WRITTEN = (RESULTS, REPORT, RECORDS, DRAFTS.format("*"), EMBEDDINGS, TRAJECTORIES, TIMING)
 
 
 class RunDirectory:

@@ -1,0 +1,159 @@
+"""What a gradient through the whole sampler costs: memory and time against the number of denoising steps.
+
+    python benchmarks/ditto_memory.py --output memory.json
+
+For each number of steps, with and without recomputing: bytes that are alive between the forward and the backward pass
+(what autograd saved and what checkpoints hold; of the models' own weights nothing), the same with the activations of
+the one denoiser call that is recomputed at a time, which is the peak of what steps can add, the resident memory of a
+process of its own at its peak, and seconds of one render with its backward pass, the median of several. Then the ratios
+that are to stay small: the peak at the most steps to that at the fewest, and the time with recomputing to that without.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from machine import describe_machine
+
+from alignment import load_backbone
+from alignment.ditto_driver import peak_memory_bytes
+
+PROMPT = "a calm solo piano piece in a minor key"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    backbone: str = "compact-flow"
+    duration: float | None = None
+    """Seconds; the backbone's own if not given."""
+    steps: tuple[int, ...] = (8, 16, 50)
+    """Denoising steps with recomputing."""
+    whole_steps: tuple[int, ...] = (1, 2, 4, 8)
+    """Denoising steps without; the most that is shared with the above is where times are compared."""
+    repeats: int = 3
+    output: Path | None = None
+    quick: bool = False
+    """A clip of 1 s, fewer steps, one repeat."""
+    case: tuple[int, bool] | None = None
+    """Steps and recomputing of one case, measured in this process: the benchmark starts itself so."""
+
+
+def kept_between_passes(backbone: Any, wav_of: Any) -> tuple[int, torch.Tensor]:
+    """(bytes alive after the forward pass, the clip): each storage once, the models' weights left out."""
+    found: dict[int, int] = {}  # address -> bytes
+
+    def note(each: torch.Tensor) -> torch.Tensor:
+        found[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
+        return each
+
+    gc.collect()
+    before = {id(each) for each in gc.get_objects() if type(each) is torch.Tensor}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda each: each):
+        wav = wav_of()
+    for each in gc.get_objects():  # what checkpoints hold does not pass through the hooks
+        if type(each) is torch.Tensor and id(each) not in before:
+            note(each)
+    for part in backbone.pipeline.components.values():
+        for each in part.state_dict().values() if isinstance(part, torch.nn.Module) else ():
+            found.pop(each.untyped_storage().data_ptr(), None)
+    return sum(found.values()), wav
+
+
+def measure(config: Config, steps: int, checkpoint: bool) -> dict[str, Any]:
+    backbone: Any = load_backbone(config.backbone)
+    latents = backbone.initial_latents([0], config.duration)
+    conditioning = backbone.encode_prompts([PROMPT], config.duration)
+
+    def wav_of() -> torch.Tensor:
+        leaf = latents.clone().requires_grad_()
+        return backbone.render(leaf, conditioning, num_inference_steps=steps, checkpoint=checkpoint)
+
+    # fills caches of position encodings, which stay
+    backbone.render(latents.clone().requires_grad_(), conditioning, num_inference_steps=1).sum().backward()
+    start = peak_memory_bytes()
+    seconds = []
+    for _ in range(config.repeats):
+        began = time.perf_counter()
+        wav_of().square().mean().backward()
+        seconds.append(time.perf_counter() - began)
+    peak = peak_memory_bytes()
+    kept, _ = kept_between_passes(backbone, wav_of)
+    return {
+        "steps": steps,
+        "checkpoint": checkpoint,
+        "kept_bytes": kept,
+        "seconds": float(np.median(seconds)),
+        "peak_memory_bytes": peak,
+        "peak_growth_bytes": peak - start,  # over one step with recomputing
+    }
+
+
+def in_own_process(config: Config, steps: int, checkpoint: bool) -> dict[str, Any]:
+    flags = ["--backbone", config.backbone, "--repeats", config.repeats, "--case", steps, checkpoint]
+    if config.duration is not None:
+        flags += ["--duration", config.duration]
+    command = [sys.executable, __file__, *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the case of {steps} steps failed:\n{done.stderr}")
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def main(config: Config) -> None:
+    if config.case is not None:
+        print(json.dumps(measure(config, *config.case)))
+        return
+    if config.quick:
+        config = Config(config.backbone, 1.0, (4, 12), (1, 2, 4), 1, config.output)
+    cases = [(steps, False) for steps in config.whole_steps] + [(steps, True) for steps in config.steps]
+    rows = [in_own_process(config, *case) for case in cases]
+    by_case = {(row["steps"], row["checkpoint"]): row for row in rows}
+    first, second = config.whole_steps[:2]
+    # a call's activations: the growth without recomputing
+    kept = [by_case[steps, False]["kept_bytes"] for steps in (first, second)]
+    call = (kept[1] - kept[0]) / (second - first)
+    fewest, most = min(config.steps), max(config.steps)
+    peaks = [by_case[steps, True]["kept_bytes"] + call for steps in (fewest, most)]
+    shared = max(set(config.steps) & set(config.whole_steps))
+    ratios = {
+        f"peak of {most} steps to {fewest}": peaks[1] / peaks[0],
+        f"kept of {most} steps to {fewest}": by_case[most, True]["kept_bytes"] / by_case[fewest, True]["kept_bytes"],
+        f"resident peak of {most} steps to {fewest}": by_case[most, True]["peak_memory_bytes"]
+        / by_case[fewest, True]["peak_memory_bytes"],
+        f"time of {shared} steps, recomputed to not": by_case[shared, True]["seconds"]
+        / by_case[shared, False]["seconds"],
+    }
+    machine = describe_machine()
+    length = "its own length" if config.duration is None else f"{config.duration:g} s"
+    print(f"{config.backbone}, one clip of {length}, on {machine}; a denoiser call: {call / MIB:.1f} MiB")
+    print("| steps | recomputed | kept (MiB) | kept and one call (MiB) | resident peak (MiB) | seconds |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        peak = row["kept_bytes"] + (call if row["checkpoint"] else 0)
+        print(
+            f"| {row['steps']} | {'yes' if row['checkpoint'] else 'no'} | {row['kept_bytes'] / MIB:.2f} "
+            f"| {peak / MIB:.2f} | {row['peak_memory_bytes'] / MIB:.0f} | {row['seconds']:.2f} |"
+        )
+    for name, ratio in ratios.items():
+        print(f"{name}: {ratio:.3f}")
+    if config.output:
+        results = {"backbone": config.backbone, "machine": machine, "call_bytes": call, "rows": rows, "ratios": ratios}
+        config.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
