@@ -9,6 +9,7 @@ from typing import Any
 
 from alignment.backbones.loading import check_backbone, check_device
 from alignment.interfaces import ExistingClip, Processes, Prompt
+from alignment.lora import check_adapter
 from alignment.processes import agree
 from alignment.prompts import choose_prompts, find_clips
 from alignment.run_folders import default_output_directory
@@ -51,6 +52,8 @@ def read_request(recipe: str, options: Mapping[str, Any], default_prompts: Path,
             prompts = choose_prompts(options["prompt"], options["prompts"], default_prompts)
             settings["prompts"] = [[prompt.prompt_id, prompt.prompt] for prompt in prompts]
             check_backbone(options["backbone"])
+            if options.get("adapter") is not None:
+                check_adapter(options["adapter"])
         folder = options["output_dir"] or default_output_directory(recipe, settings)
         return Request(settings, prompts, clips, folder)
 
