@@ -6,11 +6,12 @@ Everything comes from the summary in results.json and the audio beside it; user 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,11 @@ MAX_EMBEDDED_BYTES = 48_000_000  # of audio inside the page; the rest is linked,
 MAX_PLAYED_RATE = 48_000  # Hz; above it browsers are not sure to play FLAC
 
 # colours drawn by matplotlib -> the page's own variables, so that the figure follows its light or dark scheme
-_INKS = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--line)", "#040404": "var(--accent)"}
+INKS = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--line)", "#040404": "var(--accent)"}
 
 
 def write_report(run: RunDirectory, summary: Mapping[str, Any]) -> Path:
-    """Render report.html from the contents of results.json.
+    """Render report.html of best-of-N from the contents of results.json.
 
     Args:
         run: where it goes, and where relative audio paths count from.
@@ -39,6 +40,22 @@ def write_report(run: RunDirectory, summary: Mapping[str, Any]) -> Path:
     Raises:
         OSError: it cannot be written. A clip that cannot be read has no player; that is no error.
     """
+    html = page(
+        "best_of_n.html.j2",
+        summary=summary,
+        curve=_curve_svg(summary) if len(summary["mean_reward_at_n"]) > 1 else "",
+        steps=[n for n in summary["mean_reward_at_n"] if _in_table(int(n), summary["num_candidates"])],
+        rows=_rows(run.path, summary),
+        licenses=licenses(summary),
+        settings=settings(summary),
+        single_prompt=summary["ci"]["num_prompts"] == 1,
+        max_clip_seconds=MAX_CLIP_SECONDS,
+    )
+    return run.write_text(REPORT, html)
+
+
+def page(template: str, **values: Any) -> str:
+    """A page from one of the package's templates; text is escaped, and a value that is missing is an error."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -51,17 +68,28 @@ def write_report(run: RunDirectory, summary: Mapping[str, Any]) -> Path:
     environment.filters["number"] = lambda value, digits: f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
     environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
     environment.filters["duration"] = _duration
-    html = environment.get_template("best_of_n.html.j2").render(
-        summary=summary,
-        curve=_curve_svg(summary) if len(summary["mean_reward_at_n"]) > 1 else "",
-        steps=[n for n in summary["mean_reward_at_n"] if _in_table(int(n), summary["num_candidates"])],
-        rows=_rows(run.path, summary),
-        licenses=_licenses(summary),
-        settings=_settings(summary),
-        single_prompt=summary["ci"]["num_prompts"] == 1,
-        max_clip_seconds=MAX_CLIP_SECONDS,
-    )
-    return run.write_text(REPORT, html)
+    return environment.get_template(template).render(**values)
+
+
+class Players:
+    """Sources for players of a page, embedded until the page has `MAX_EMBEDDED_BYTES` of them, then links.
+
+    Args:
+        folder: where relative paths count from.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.embedded = folder, 0
+
+    def source(self, path: str | None) -> str | None:
+        """What a player plays; None without a file that can be read."""
+        flac = None if path is None else _flac(self.folder / path)
+        if path is None or flac is None:
+            return None
+        if self.embedded + len(flac) <= MAX_EMBEDDED_BYTES:
+            self.embedded += len(flac)
+            return "data:audio/flac;base64," + base64.b64encode(flac).decode("ascii")
+        return path if not Path(path).is_absolute() else Path(path).as_uri()
 
 
 def _rows(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -71,7 +99,7 @@ def _rows(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     rewards = [c["reward"] for prompt in prompts for c in prompt["candidates"] if c["reward"] is not None]
     low, high = min(rewards), max(rewards)
     span = (high - low) or 1.0
-    embedded = 0
+    players = Players(folder)
     rows = []
     for prompt in prompts:
         clips = []
@@ -81,15 +109,7 @@ def _rows(folder: Path, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             given_up = clip is not None and clip["reward"] is None and "draft_rewards" in clip
             if clip is None or given_up or (same and role == "First"):
                 continue
-            source = None
-            if clip["path"] is not None:
-                flac = _flac(folder / clip["path"])
-                if flac is not None and embedded + len(flac) <= MAX_EMBEDDED_BYTES:
-                    embedded += len(flac)
-                    source = "data:audio/flac;base64," + base64.b64encode(flac).decode("ascii")
-                elif flac is not None:
-                    source = clip["path"] if not Path(clip["path"]).is_absolute() else Path(clip["path"]).as_uri()
-            clips.append({**clip, "role": "First and best" if same else role, "source": source})
+            clips.append({**clip, "role": "First and best" if same else role, "source": players.source(clip["path"])})
         gain = None
         if prompt["best"] is not None and prompt["first"]["reward"] is not None:
             gain = prompt["best"]["reward"] - prompt["first"]["reward"]
@@ -149,16 +169,13 @@ def _slower(samples: np.ndarray, rate: int) -> tuple[np.ndarray, int]:
     return wav.clamp(-1, 1).T.numpy(), rate // factor
 
 
-def _curve_svg(summary: Mapping[str, Any]) -> str:
-    """The reward-versus-n curve with its interval, as inline SVG in the page's colours."""
+@contextlib.contextmanager
+def drawing(width: float, height: float) -> Iterator[tuple[Any, Any]]:
+    """(figure, axes) of matplotlib in the manner of our pages; colours are `INKS`. Sizes in inches."""
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, NullLocator
 
-    ink, muted, line, accent = _INKS
-    steps = [int(n) for n in summary["mean_reward_at_n"]]
-    means = list(summary["mean_reward_at_n"].values())
-    lows, highs = zip(*summary["mean_reward_at_n_ci"].values(), strict=True)
+    ink, muted, line, _ = INKS
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "report",
@@ -171,9 +188,38 @@ def _curve_svg(summary: Mapping[str, Any]) -> str:
         "ytick.color": muted,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         axes.set_facecolor("none")
+        axes.grid(axis="y", color=line, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0, pad=6)
+        yield figure, axes
+
+
+def inline_svg(figure: Any, label: str) -> str:
+    """A figure of `drawing` as SVG in the page's colours, as wide as there is room for; call it within the block."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for drawn, variable in INKS.items():
+        svg = svg.replace(drawn, variable)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg [^>]*?)\bheight="[^"]*"', r"\1", svg, count=1)
+    return re.sub(r'(<svg [^>]*?)\bwidth="[^"]*"', rf'\1role="img" aria-label="{label}"', svg, count=1)
+
+
+def _curve_svg(summary: Mapping[str, Any]) -> str:
+    """The reward-versus-n curve with its interval."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    accent = list(INKS)[3]
+    steps = [int(n) for n in summary["mean_reward_at_n"]]
+    means = list(summary["mean_reward_at_n"].values())
+    lows, highs = zip(*summary["mean_reward_at_n_ci"].values(), strict=True)
+    with drawing(7.2, 3.4) as (figure, axes):
         if summary["ci"]["num_prompts"] > 1:
             axes.fill_between(steps, lows, highs, color=accent, alpha=0.16, linewidth=0)
         axes.plot(steps, means, color=accent, linewidth=2.2, marker="o", markersize=4.5 if len(steps) <= 32 else 0)
@@ -187,25 +233,10 @@ def _curve_svg(summary: Mapping[str, Any]) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel("n, candidates per prompt")
         axes.set_ylabel("mean reward of the best of n")
-        axes.grid(axis="y", color=line, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0, pad=6)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for drawn, variable in _INKS.items():
-        svg = svg.replace(drawn, variable)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # sized by the page, as wide as there is room for
-    svg = re.sub(r'(<svg [^>]*?)\bheight="[^"]*"', r"\1", svg, count=1)
-    return re.sub(
-        r'(<svg [^>]*?)\bwidth="[^"]*"', r'\1role="img" aria-label="Mean reward of the best of n"', svg, count=1
-    )
+        return inline_svg(figure, "Mean reward of the best of n")
 
 
-def _licenses(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def licenses(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(role, model, licence) of everything that was loaded."""
     rows = []
     if "backbone" in summary:
@@ -217,7 +248,7 @@ def _licenses(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings as shown: what was asked for, with what the backbone made of its defaults. The prompts have a table."""
     shown = {**summary.get("settings", {}), **summary.get("generation", {})}
     rows = [(key, "default" if value is None else str(value)) for key, value in shown.items() if key not in _TABLES]
@@ -228,7 +259,7 @@ def _settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows + [(name, version) for name, version in summary.get("versions", {}).items()]
 
 
-_TABLES = ("prompts", "clips")  # shown elsewhere
+_TABLES = ("prompts", "held_out_prompts", "clips")  # shown elsewhere
 
 
 def _in_table(n: int, largest: int) -> bool:
