@@ -81,7 +81,7 @@ def test_the_gradient_is_that_of_the_mean_loss(adapted: Callable[[], Any], lesso
     both = zip(adapter_parameters(by_hand).items(), adapter_parameters(backbone).values(), strict=True)
     for (name, hand), each in both:
         assert hand.grad.abs().max() > 0 or "lora_A" in name  # A is behind a B of zeros
-        assert torch.allclose(hand.grad, each.grad, atol=1e-6), name
+        assert torch.allclose(hand.grad, each.grad, rtol=1e-3, atol=1e-4 * float(hand.grad.abs().max())), name
     assert len({generator.initial_seed() for generator in generators}) == 8
 
 
