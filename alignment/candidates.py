@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from alignment.diversity import log_mel_embedding
 from alignment.errors import InputError, NonFiniteAudioError
-from alignment.interfaces import Backbone, Embed, GenerationSettings, LoadAudio, Reward, UncertainReward
+from alignment.interfaces import (
+    Backbone,
+    Embed,
+    GenerationSettings,
+    LoadAudio,
+    Reward,
+    TrainableBackbone,
+    UncertainReward,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,18 +46,52 @@ def generate_clips(
     Raises:
         InputError: the backbone refuses the settings or seeds.
     """
+
+    def make(prompts: Sequence[str], seeds: Sequence[int]) -> list[Tensor | str]:
+        try:
+            return list(backbone.generate(prompts, seeds, settings.duration, **_options(settings)))
+        except NonFiniteAudioError as error:
+            return [error.failures.get(index, clip) for index, clip in enumerate(error.wav)]
+
+    return _as_fits(make, prompts, seeds)
+
+
+def generate_with_targets(
+    backbone: TrainableBackbone, settings: GenerationSettings, prompts: Sequence[str], seeds: Sequence[int]
+) -> list[tuple[Tensor, Tensor] | str]:
+    """(what training learns of a clip, the clip [C, T]) for each (prompt, seed), or the reason why there is none.
+
+    Raises:
+        InputError: as `generate_clips`.
+    """
+
+    def make(prompts: Sequence[str], seeds: Sequence[int]) -> list[tuple[Tensor, Tensor] | str]:
+        failures: dict[int, str] = {}
+        try:
+            targets = backbone.generate_targets(prompts, seeds, settings.duration, **_options(settings))
+        except NonFiniteAudioError as error:
+            failures, targets = error.failures, error.wav
+        clips = backbone.decode_targets(targets, settings.duration)
+        for index, (target, clip) in enumerate(zip(targets, clips, strict=True)):
+            if not (target.isfinite().all() and clip.isfinite().all()):
+                failures.setdefault(
+                    index, f"{backbone.name} made NaN or infinite samples for seed {seeds[index]}, {prompts[index]!r}"
+                )
+        return [failures.get(index, (targets[index], clips[index])) for index in range(len(clips))]
+
+    return _as_fits(make, prompts, seeds)
+
+
+def _options(settings: GenerationSettings) -> dict[str, Any]:
+    return {"num_inference_steps": settings.num_inference_steps, "guidance_scale": settings.guidance_scale}
+
+
+def _as_fits(
+    make: Callable[[Sequence[str], Sequence[int]], list[T | str]], prompts: Sequence[str], seeds: Sequence[int]
+) -> list[T | str]:
+    """What `make` makes of a batch, halved while it does not fit the memory."""
     try:
-        return list(
-            backbone.generate(
-                prompts,
-                seeds,
-                settings.duration,
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-            )
-        )
-    except NonFiniteAudioError as error:
-        return [error.failures.get(index, clip) for index, clip in enumerate(error.wav)]
+        return make(prompts, seeds)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -63,8 +105,7 @@ def generate_clips(
         return [f"out of memory for a single clip: {problem}"]
     half = len(prompts) // 2
     logger.warning("out of memory for %d clips at once; trying %d", len(prompts), half)
-    first = generate_clips(backbone, settings, prompts[:half], seeds[:half])
-    return first + generate_clips(backbone, settings, prompts[half:], seeds[half:])
+    return _as_fits(make, prompts[:half], seeds[:half]) + _as_fits(make, prompts[half:], seeds[half:])
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,8 @@ class LatentBackbone(Backbone, Protocol):
 class TrainableBackbone(Backbone, Protocol):
     """A backbone that can learn its own clips, with adapters on one of its modules."""
 
-    lora_target_modules: Sequence[str]  # names, or ends of names, of modules in `trainable_module`
+    # of modules in `trainable_module`: names or ends of names, or one regular expression for whole names
+    lora_target_modules: Sequence[str]
 
     @property
     def trainable_module(self) -> torch.nn.Module:
@@ -261,7 +262,7 @@ class TrainableBackbone(Backbone, Protocol):
         self,
         targets: torch.Tensor,
         prompts: Sequence[str] | Conditioning,
-        generator: torch.Generator,
+        generator: torch.Generator | Sequence[torch.Generator],
         duration: float | None = None,
         *,
         weights: torch.Tensor | None = None,
@@ -269,9 +270,14 @@ class TrainableBackbone(Backbone, Protocol):
     ) -> torch.Tensor:
         """The family's own loss, a scalar: the mean over the batch of each clip's loss times its weight.
 
-        generator: on the CPU; everything random in the loss comes from it.
+        generator: on the CPU; everything random in the loss comes from it. One for each clip, and a clip's loss does
+            not depend on its batch.
         condition_dropout: probability with which a clip is learned without its prompt, as guidance needs.
         """
+        ...
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write the model in its own libraries' layout; an adapter must have been merged before."""
         ...
 
 

@@ -59,15 +59,22 @@ class Driver:
 
         def do(batch: Sequence[Item]) -> list[Candidate]:
             started = time.perf_counter()
-            candidates = self._judged(batch, make, started, draft=True)
+            candidates = self._judged(batch, make, started, None)
             for item in batch:
                 item.path.unlink(missing_ok=True)
             return candidates
 
         return self._carry_out(name, items, do, known, lambda done, new: None)
 
-    def final(self, items: Sequence[Item], make: Make, known: set[tuple[str, int]]) -> Done:
-        """Make and judge items whose files are results."""
+    def final(
+        self,
+        items: Sequence[Item],
+        make: Make,
+        known: set[tuple[str, int]],
+        name: str = RECORDS,
+        embeddings: str = EMBEDDINGS,
+    ) -> Done:
+        """Make and judge items whose files are results; `name` and `embeddings` are files of records."""
         pools: dict[str, list[Item]] = {}
         for item in items:
             pools.setdefault(item.prompt.prompt_id, []).append(item)
@@ -84,9 +91,9 @@ class Driver:
                         item.path.unlink(missing_ok=True)
 
         def do(batch: Sequence[Item]) -> list[Candidate]:
-            return self._judged(batch, make, time.perf_counter(), draft=False)
+            return self._judged(batch, make, time.perf_counter(), embeddings)
 
-        done = self._carry_out(RECORDS, items, do, known, drop_losers)
+        done = self._carry_out(name, items, do, known, drop_losers)
         if self.run.is_main:
             drop_losers(done, items)
         return done
@@ -109,7 +116,9 @@ class Driver:
         size, progress = self.batch_size, self.progress
         return carry_out(self.run, name, items, size, timed, known=known, after=after, progress=progress)
 
-    def _judged(self, batch: Sequence[Item], make: Make, started: float, *, draft: bool) -> list[Candidate]:
+    def _judged(self, batch: Sequence[Item], make: Make, started: float, embeddings: str | None) -> list[Candidate]:
+        """`embeddings` is the file of records for them; None for drafts, which the reward alone hears."""
+        draft = embeddings is None
         errors = make(batch)
         made = time.perf_counter()
         sound = [item for item, error in zip(batch, errors, strict=True) if error is None]
@@ -117,8 +126,9 @@ class Driver:
         judged = iter(judge_files(self.judges, self.load_audio, paths, texts, draft=draft))
         heard = [next(judged) if error is None else Heard(error) for error in errors]
         candidates = [self._candidate(item, one, draft) for item, one in zip(batch, heard, strict=True)]
-        if not draft:
-            self._embed([(c, one) for c, one in zip(candidates, heard, strict=True) if c.reward is not None])
+        if embeddings is not None:
+            judged_ones = [(c, one) for c, one in zip(candidates, heard, strict=True) if c.reward is not None]
+            self._embed(judged_ones, embeddings)
         self.timing["generate"] += made - started
         self.timing["score"] += time.perf_counter() - made
         return candidates
@@ -148,7 +158,7 @@ class Driver:
             side=side or None,
         )
 
-    def _embed(self, judged: Sequence[tuple[Candidate, Heard]]) -> None:
+    def _embed(self, judged: Sequence[tuple[Candidate, Heard]], name: str) -> None:
         records = []
         for candidate, heard in judged:
             key = candidate.prompt_id, candidate.candidate
@@ -156,7 +166,7 @@ class Driver:
                 logger.warning("prompt %s, candidate %d: no embedding: %s", *key, heard.embedding)
             elif heard.embedding is not None:
                 records.append(embedding_record(key, heard.embedding))
-        self.run.append_records(records, EMBEDDINGS)
+        self.run.append_records(records, name)
 
     def finish(
         self, pools: list[list[Candidate]], conclude: Conclude = summarize, show: Show = write_report
@@ -174,15 +184,30 @@ class Driver:
         if self.keep == "best":
             kept = {place for pool in pools for place in _kept(pool, self.judges.selection)}
             pools = [[c if id(c) in kept else replace(c, path=None) for c in pool] for pool in pools]
-        keys = [(candidate.prompt_id, candidate.candidate) for pool in pools for candidate in pool]
+        embeddings = self.embeddings([candidate for pool in pools for candidate in pool])
+        agree(self.run.processes, lambda: self._write(pools, diversities(embeddings), conclude, show))
+        return pools, self.run.read_json(RESULTS) or {}
+
+    def embeddings(self, candidates: Sequence[Candidate], name: str = EMBEDDINGS) -> list[dict[str, Any]]:
+        """The records of their embeddings, of whatever processes, in order; candidates without one are left out."""
+        keys = [(candidate.prompt_id, candidate.candidate) for candidate in candidates]
 
         def in_order(found: list[tuple[Any, int, dict[str, Any]]]) -> list[dict[str, Any]]:
             records = {(record["prompt_id"], record["candidate"]): record for _, _, record in found}
             return [records[key] for key in keys if key in records]
 
-        embeddings = self.run.gather(in_order, EMBEDDINGS)
-        agree(self.run.processes, lambda: self._write(pools, diversities(embeddings), conclude, show))
-        return pools, self.run.read_json(RESULTS) or {}
+        return self.run.gather(in_order, name)
+
+    def seconds(self) -> dict[str, float]:
+        """What was spent, over all sessions and processes; makes one file of theirs. For the main process."""
+        parts = self.run.parts(TIMING)
+        times = [self.run.read_json(path.name) or {} for path in parts]
+        timing = {name: sum(time.get(name, 0.0) for time in times) for name in self.timing}
+        self.run.write_json(TIMING, timing)
+        for path in parts:
+            if path.name != TIMING:
+                path.unlink()
+        return timing
 
     def _write(
         self, pools: list[list[Candidate]], diversity: Mapping[str, float], conclude: Conclude, show: Show
@@ -194,14 +219,7 @@ class Driver:
                 self.run.discard()
             raise InputError(f"none of the {len(candidates)} candidates could be judged; the first: {reason}")
         self.run.write_records([candidate.to_dict() for candidate in candidates])
-        parts = self.run.parts(TIMING)
-        times = [self.run.read_json(path.name) or {} for path in parts]
-        timing = {name: sum(time.get(name, 0.0) for time in times) for name in self.timing}
-        self.run.write_json(TIMING, timing)
-        for path in parts:
-            if path.name != TIMING:
-                path.unlink()
-        summary = conclude(pools, self.run.config, timing, diversity)
+        summary = conclude(pools, self.run.config, self.seconds(), diversity)
         show(self.run, summary)
         self.run.write_json(RESULTS, summary)
 

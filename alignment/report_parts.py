@@ -129,7 +129,7 @@ def settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows + [(name, version) for name, version in summary.get("versions", {}).items()]
 
 
-_TABLES = ("prompts", "clips")  # shown elsewhere
+_TABLES = ("prompts", "held_out_prompts", "clips")  # shown elsewhere
 
 
 def _flac(path: Path) -> bytes | None:

@@ -9,7 +9,7 @@ import json
 import logging
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,10 @@ def read_config(path: Path) -> dict[str, Any] | None:
     return config if ours else None
 
 
-def versions() -> dict[str, str]:
-    """Versions a result depends on, by distribution name; nothing is imported to find them."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Versions a result depends on, and `more`, by distribution name; nothing is imported to find them."""
     found = {"python": platform.python_version()}
-    for name in ("tunejury-toolkit", "torch", "diffusers", "transformers", "numpy"):
+    for name in ("tunejury-toolkit", "torch", "diffusers", "transformers", "numpy", *more):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

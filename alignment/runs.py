@@ -60,9 +60,15 @@ TRAJECTORIES = "trajectories.jsonl"
 REPORT = "report.html"
 TIMING = "timing.json"
 AUDIO = "audio"
+# of expert iteration: records of its rounds; adapters; what training needs between two sessions; trackers' files
+ROUND = "round-{}"
+ADAPTERS = "adapters"
+TRAINING = "training"
+LOGS = "logs"
 _FORMAT = 1
 # everything a run writes but its configuration; {} of a name, and the processes' own parts, are found by pattern
-_WRITTEN = (RESULTS, REPORT, RECORDS, DRAFTS.format("*"), EMBEDDINGS, TRAJECTORIES, TIMING)
+_WRITTEN = (RESULTS, REPORT, RECORDS, DRAFTS.format("*"), EMBEDDINGS, TRAJECTORIES, TIMING, ROUND.format("*"))
+_FOLDERS = (AUDIO, ADAPTERS, TRAINING, LOGS)
 
 
 class RunDirectory:
@@ -131,8 +137,9 @@ class RunDirectory:
             raise InputError(f"{self.path} is being written by another process; wait for it to end") from None
         self._lock = lock
         self._check()  # the folder may have changed between the first look and the lock
-        for leftover in [*self.path.glob(".*.tmp"), *(self.path / AUDIO).glob(".*.tmp")]:
-            leftover.unlink()
+        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
+            for leftover in folder.glob(".*.tmp"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -169,7 +176,8 @@ class RunDirectory:
         self.audio.mkdir(exist_ok=True)
 
     def _clear(self) -> None:
-        shutil.rmtree(self.audio, ignore_errors=True)
+        for folder in _FOLDERS:
+            shutil.rmtree(self.path / folder, ignore_errors=True)
         for pattern in _WRITTEN:
             for path in [*self.path.glob(pattern), *self.path.glob(f".{pattern}.*")]:
                 path.unlink(missing_ok=True)

@@ -42,6 +42,8 @@ class Arguments:
     """Clips drawn for every prompt; clip k has the seed SEED + k."""
     backbone: str = "compact-flow"
     """Text-to-music model: a shipped name, a directory in diffusers' layout, or a hub id."""
+    adapter: Path | None = None
+    """Folder of a LoRA adapter in PEFT's format for it, as expert iteration writes them."""
     reward: str = "compact"
     """Judge: a known name, a directory made by save_pretrained, or a hub id."""
     held_out_reward: str | None = None
@@ -111,7 +113,8 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
             with directory:
                 result = rank_existing(asked.clips, hearing, directory, **given)
         else:
-            backbone = load_backbone(arguments.backbone, device=device, dtype=arguments.dtype)
+            options = {"device": device, "dtype": arguments.dtype, "adapter": arguments.adapter}
+            backbone = load_backbone(arguments.backbone, **options)
             backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
             with directory:
                 result = best_of_n(backbone, hearing, asked.prompts, config, directory, save_audio=save_audio, **given)

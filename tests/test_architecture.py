@@ -28,7 +28,7 @@ MAY_IMPORT = {
 READERS = {"load_file", "safe_open", "from_pretrained", "hf_hub_download", "snapshot_download", "unsafe_load"}
 MAY_READ_CHECKPOINTS = {
     "tunejury": ("tunejury/checkpoints.py",),
-    "alignment": ("alignment/loading.py", "alignment/backbones/"),
+    "alignment": ("alignment/lora.py", "alignment/tensors.py", "alignment/backbones/"),
 }
 
 

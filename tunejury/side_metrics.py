@@ -31,6 +31,16 @@ class Hearing:
         with torch.no_grad():
             return self.model.reward(self._hear(wav, sample_rate), self.model.encode_prompts(prompts))
 
+    @property
+    def prompt_match(self) -> Callable[[Tensor, int, Sequence[str]], Tensor] | None:
+        """A callable (wav [B, C, T], sample rate in Hz, prompts) -> [B]: what the reward owes to the prompt, the reward
+        with it less the reward without one; None for a judge that reads no prompts.
+        """
+        return self._match if any(block.kind != "audio" for block in self.model.config.inputs) else None
+
+    def _match(self, wav: Tensor, sample_rate: int, prompts: Sequence[str]) -> Tensor:
+        return self(wav, sample_rate, prompts) - self(wav, sample_rate, [""] * len(prompts))
+
     def embed(self, wav: Tensor, sample_rate: int) -> Tensor:
         """[B, E], what the audio encoders hear of wav [B, C, T], each encoder's part at unit length so that none
         outweighs another.

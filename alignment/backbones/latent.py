@@ -6,6 +6,7 @@ A family says how its pipeline is asked (family.py), sampling.py runs it, traini
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from alignment.backbones.requests import check_pairs, finished
 from alignment.backbones.sampling import DiffusionSampler
-from alignment.backbones.training import NoteTaker, choose, predict, split_guidance
+from alignment.backbones.training import Noised, NoteTaker, choose, predict, split_guidance
 from alignment.errors import InputError
 from alignment.interfaces import Conditioning, GenerationSettings
 
@@ -123,7 +124,7 @@ class DiffusionBackbone(DiffusionSampler):
         self,
         targets: Tensor,
         prompts: Sequence[str] | Conditioning,
-        generator: torch.Generator,
+        generator: torch.Generator | Sequence[torch.Generator],
         duration: float | None = None,
         *,
         weights: Tensor | None = None,
@@ -134,7 +135,8 @@ class DiffusionBackbone(DiffusionSampler):
         Args:
             targets: [B, D, L] as from `generate_targets`.
             prompts: B texts, or what `encode_prompts` made of them.
-            generator: on the CPU; noise, times and dropped prompts come from it alone, in this order.
+            generator: on the CPU; noise, times and dropped prompts come from it alone, in this order. One for each
+                clip, and a clip's loss does not depend on its batch.
             duration: seconds of the clips.
             weights: [B], of each clip; None is 1.
             condition_dropout: probability with which a clip is learned without its prompt, as guidance needs; no
@@ -156,9 +158,8 @@ class DiffusionBackbone(DiffusionSampler):
         denoiser = self.trainable_module
         device, dtype = self.pipeline._execution_device, self._dtype
         clean = self._to_pipeline(targets.detach()).to(device, torch.float32)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        noised = self._noised(clean, noise, generator)
-        dropped = torch.rand(size, generator=generator) < (condition_dropout if self._can_be_guided() else 0.0)
+        noised, draws = self._draws(clean, generator)
+        dropped = draws < (condition_dropout if self._can_be_guided() else 0.0)
         losses = torch.zeros(size, device=device)
         for rows, encoded in conditioning.batches():
             calls = self._notes(
@@ -172,6 +173,23 @@ class DiffusionBackbone(DiffusionSampler):
             error = predict(denoiser, call, replaced).float() - noised.target[rows]
             losses = losses.index_put((torch.tensor(rows, device=device),), error.square().flatten(1).mean(dim=1))
         return (losses if weights is None else losses * weights.to(losses)).mean()
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write the pipeline in diffusers' layout; an adapter must have been merged before."""
+        self.pipeline.save_pretrained(directory)
+
+    def _draws(
+        self, clean: Tensor, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> tuple[Noised, Tensor]:
+        """Latents in the pipeline's layout with noise, and a number [B] from 0 to 1 to drop prompts by."""
+        if isinstance(generator, torch.Generator):
+            noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+            return self._noised(clean, noise, generator), torch.rand(len(clean), generator=generator)
+        parts = [self._draws(row[None], own) for row, own in zip(clean, generator, strict=True)]
+        noisy, target, time = (
+            torch.cat([getattr(noised, name) for noised, _ in parts]) for name in ("noisy", "target", "time")
+        )
+        return Noised(noisy, target, time), torch.cat([draws for _, draws in parts])
 
     @torch.no_grad()
     def _notes(

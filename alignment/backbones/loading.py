@@ -59,8 +59,8 @@ FAMILIES = {
 
 # model_type named in config.json -> the backbone that runs it
 MODEL_TYPES = {
-    "musicgen": "alignment.backbones.musicgen:MusicgenBackbone",
-    "musicgen_melody": "alignment.backbones.musicgen:MusicgenBackbone",
+    "musicgen": "alignment.backbones.musicgen_training:TrainableMusicgenBackbone",
+    "musicgen_melody": "alignment.backbones.musicgen_training:TrainableMusicgenBackbone",
 }
 
 # where the components of a pipeline may come from; any other name would mean running a stranger's code
@@ -105,6 +105,7 @@ def load_backbone(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     defaults: Mapping[str, Any] | None = None,
+    adapter: str | Path | None = None,
 ) -> Backbone:
     """Load a text-to-music model.
 
@@ -114,15 +115,23 @@ def load_backbone(
         device: None or "auto" takes a GPU where there is one.
         dtype: of the weights and the computation; None is float32.
         defaults: settings that take the place of the model's own defaults, such as guidance_scale or temperature.
+        adapter: directory of a LoRA adapter in PEFT's format to put on it, as expert iteration writes them.
 
     Returns:
         The backbone. Its `defaults` are those of the directory's generation_config.json where it has one.
 
     Raises:
         InputError: unknown name, unknown kind of model, a damaged or incomplete directory, no such device, a
-            setting that the model does not have.
+            setting that the model does not have, an adapter that is damaged or of another model.
     """
     check_backbone(name_or_path)
+    if adapter is not None:
+        from alignment.lora import check_adapter, load_adapter
+
+        check_adapter(adapter)
+        backbone = load_backbone(name_or_path, device=device, dtype=dtype, defaults=defaults)
+        load_adapter(backbone, adapter)  # type: ignore[arg-type] # refuses one that is not trainable
+        return backbone
     if str(name_or_path).startswith(AUDIOCRAFT):
         return _checked(_load_audiocraft(str(name_or_path), _device(device), dtype, defaults), defaults)
     directory, shipped = _locate(name_or_path)
@@ -139,13 +148,13 @@ def load_backbone(
             raise InputError(f"{directory} cannot be loaded as a {backbone_class.__name__}: {_line(error)}") from error
     for name, component in getattr(parts[0], "components", {}).items():
         _check_complete(component, directory / name)
-    backbone: Backbone = backbone_class(
+    loaded: Backbone = backbone_class(
         *parts,
         name=str(name_or_path),
         license=shipped.license if shipped else card_license(directory),
         defaults={**generation_config(directory), **(defaults or {})},
     )
-    return _checked(backbone, defaults)
+    return _checked(loaded, defaults)
 
 
 def _checked(backbone: Backbone, defaults: Mapping[str, Any] | None) -> Backbone:

@@ -223,6 +223,13 @@ class Draft:
         order = torch.tensor([row for rows, _ in self._streams for row in rows]).argsort()
         return torch.cat(parts)[order.to(parts[0].device)]
 
+    def sound(self) -> Tensor:
+        """Whether the logits of each clip were finite so far, bool [B] on the CPU."""
+        sound = torch.ones(len(self.prompts), dtype=torch.bool)
+        for rows, stream in self._streams:
+            sound[rows] = stream.sound.cpu()
+        return sound
+
     def extend(self, duration: float) -> Tensor:
         """Write until `duration` seconds; what was written before is not written again.
 
@@ -236,8 +243,7 @@ class Draft:
         backbone = self.backbone
         duration = backbone.resolve(duration).duration
         wav = backbone.decode(self.tokens(backbone.num_frames(duration)))
-        for rows, stream in self._streams:
-            wav[torch.tensor(rows, device=wav.device)[~stream.sound]] = torch.nan
+        wav[~self.sound().to(wav.device)] = torch.nan
         return finished(backbone.name, wav[..., : int(duration * backbone.sample_rate)], self.prompts, self.seeds)
 
     def keep(self, rows: Sequence[int]) -> None:

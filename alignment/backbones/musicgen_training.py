@@ -1,4 +1,4 @@
-"""What fine-tuning a MusicGen takes: its loss on tokens, tokens of audio, and where LoRA goes.
+"""A MusicGen that can learn its own clips: its loss on tokens, tokens of audio, and where LoRA goes.
 
 The loss is the family's own (audiocraft): the cross-entropy of each codebook in the delay pattern, over the steps at
 which all codebooks are within the clip, averaged over codebooks; a part of the prompts is left out, so that guidance
@@ -8,6 +8,8 @@ keeps its unconditional half. Train on the tokens that were drawn (`Draft.tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from alignment.backbones.musicgen import MusicgenBackbone
 from alignment.backbones.musicgen_conditions import encode_prompts
+from alignment.backbones.requests import check_pairs, tell_apart
 from alignment.errors import InputError
+from alignment.interfaces import Conditioning
 
 # within `model.decoder`, matched as a whole: attention and feed-forward of its layers, nothing of text encoder or codec
 LORA_TARGETS = r"model\.decoder\.layers\.\d+\.((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
@@ -46,7 +50,7 @@ def training_loss(
     codes: Tensor,
     *,
     condition_dropout: float = CONDITION_DROPOUT,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """Cross-entropy of each clip's tokens, differentiable to the decoder's parameters.
 
@@ -55,7 +59,7 @@ def training_loss(
         prompts: B texts.
         codes: tokens [B, K, T] as `Draft.tokens` or `encode_audio` gives them; T above the longest delay.
         condition_dropout: chance of each clip to be heard without its prompt.
-        generator: for that draw, on the CPU.
+        generator: for that draw, on the CPU: one for all, or one for each clip.
 
     Returns:
         loss [B], in nats per token.
@@ -74,7 +78,10 @@ def training_loss(
     pad = int(config.pad_token_id)
     targets = delayed(codes.to(decoder.device), delays, pad)
     inputs = torch.cat([torch.full_like(targets[..., :1], pad), targets[..., :-1]], dim=-1)
-    dropped = torch.rand(len(prompts), generator=generator) < condition_dropout
+    if isinstance(generator, Sequence):
+        dropped = torch.cat([torch.rand(1, generator=own) for own in generator]) < condition_dropout
+    else:
+        dropped = torch.rand(len(prompts), generator=generator) < condition_dropout
     losses = torch.zeros(len(prompts), device=decoder.device)
     for rows, condition in encode_prompts(backbone.model, backbone.tokenizer, prompts, guided=True):
         # the second half has no prompt
@@ -119,3 +126,83 @@ def encode_audio(backbone: MusicgenBackbone, wav: Tensor) -> Tensor:
     ]
     # codebooks of left and right alternate
     return torch.stack([codes[:, :codebooks] for codes in sides], dim=2).flatten(1, 2)
+
+
+class TrainableMusicgenBackbone(MusicgenBackbone):
+    """A `MusicgenBackbone` that is a `TrainableBackbone` too: what it learns of a clip are its tokens."""
+
+    lora_target_modules = LORA_TARGETS
+
+    def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
+        super().__init__(model, *arguments, **options)
+        # frozen, but for what an adapter adds
+        self.model.requires_grad_(False)
+        self._trainable: torch.nn.Module | None = None
+
+    @property
+    def trainable_module(self) -> torch.nn.Module:
+        """The language model; assign it wrapped in an adapter, and sampling and training use that."""
+        module: torch.nn.Module = self.model.decoder if self._trainable is None else self._trainable
+        return module
+
+    @trainable_module.setter
+    def trainable_module(self, module: torch.nn.Module) -> None:
+        self._trainable = module
+        # peft puts its layers into the module it wraps, whose parts are called here one by one
+        inner = getattr(module, "get_base_model", None)
+        self.model.decoder = module if inner is None else inner()
+
+    @torch.no_grad()
+    def generate_targets(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        duration: float | None = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """The tokens [B, K, frames], int64 on the CPU, of the clips that `generate` makes.
+
+        Raises:
+            InputError: as `generate`.
+            NonFiniteAudioError: names the seeds and prompts of the clips whose logits hold NaN or infinity.
+        """
+        check_pairs(prompts, seeds)
+        settings = self.resolve(duration, num_inference_steps, guidance_scale)
+        draft = self.begin(prompts, seeds, settings)
+        tokens = draft.tokens(self.num_frames(settings.duration)).cpu()
+        return tell_apart(self.name, tokens, draft.sound(), prompts, seeds)
+
+    def decode_targets(self, targets: Tensor, duration: float | None = None) -> Tensor:
+        """Tokens [B, K, frames] -> wav float32 [B, C, floor(duration * sample_rate)] in [-1, 1], on the CPU."""
+        wav = self.decode(targets.to(self.model.decoder.device))
+        return wav[..., : int(self.resolve(duration).duration * self.sample_rate)].to("cpu", torch.float32).clamp(-1, 1)
+
+    def training_loss(
+        self,
+        targets: Tensor,
+        prompts: Sequence[str] | Conditioning,
+        generator: torch.Generator | Sequence[torch.Generator],
+        duration: float | None = None,
+        *,
+        weights: Tensor | None = None,
+        condition_dropout: float = CONDITION_DROPOUT,
+    ) -> Tensor:
+        """Mean over the batch of weight times cross-entropy in nats per token; see `training_loss` of this module.
+
+        Raises:
+            InputError: shapes that do not fit, clips too short, or a dropout that is no probability.
+        """
+        texts = list(prompts.prompts if isinstance(prompts, Conditioning) else prompts)
+        if weights is not None and weights.shape != (len(texts),):
+            raise InputError(f"weights have shape {list(weights.shape)}; expected [{len(texts)}], one per clip")
+        if not 0 <= condition_dropout < 1:
+            raise InputError(f"condition_dropout is {condition_dropout}; expected a number from 0 to below 1")
+        losses = training_loss(self, texts, targets, condition_dropout=condition_dropout, generator=generator)
+        return (losses if weights is None else losses * weights.to(losses)).mean()
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write model and tokenizer in transformers' layout; an adapter must have been merged before."""
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)

@@ -125,15 +125,22 @@ def finished(name: str, wav: Tensor, prompts: Sequence[str], seeds: Sequence[int
         NonFiniteAudioError: names the seeds and prompts of the clips that hold NaN or infinity.
     """
     wav = wav.to("cpu", torch.float32)
-    sound = wav.isfinite().flatten(1).all(dim=1)
+    return tell_apart(name, wav.clamp(-1, 1), wav.isfinite().flatten(1).all(dim=1), prompts, seeds)
+
+
+def tell_apart(name: str, made: Tensor, sound: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+    """What was made, [B, ...], where all of it is `sound` [B].
+
+    Raises:
+        NonFiniteAudioError: names the seeds and prompts of what is not.
+    """
     failures = {
         index: f"{name} made NaN or infinite samples for seed {seeds[index]}, prompt {prompts[index]!r}"
         for index in (~sound).nonzero().flatten().tolist()
     }
-    wav = wav.clamp(-1, 1)
     if failures:
-        raise NonFiniteAudioError(failures, wav)
-    return wav
+        raise NonFiniteAudioError(failures, made)
+    return made
 
 
 def is_number(value: Any) -> bool:

@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from alignment.backbones.musicgen import MusicgenBackbone
-from alignment.backbones.musicgen_training import LORA_TARGETS, delayed, encode_audio, training_loss
-from alignment.errors import InputError
+from alignment.backbones.musicgen_training import (
+    LORA_TARGETS,
+    TrainableMusicgenBackbone,
+    delayed,
+    encode_audio,
+    training_loss,
+)
+from alignment.errors import InputError, NonFiniteAudioError
+from alignment.interfaces import TrainableBackbone
 
 PROMPTS = ["calm piano", "fast drums a b c d", "piano", "calm piano"]
 KINDS = {"mono": {}, "stereo": {"stereo": True}, "melody": {"melody": True}}
@@ -122,3 +129,48 @@ def test_what_does_not_fit_is_named(backbone: MusicgenBackbone) -> None:
         training_loss(backbone, PROMPTS[:2], drawn(backbone))
     with pytest.raises(InputError, match="wav has shape"):
         encode_audio(backbone, torch.zeros(1, 3, 100))
+
+
+def trainable(make_musicgen: Make, **kind: Any) -> TrainableMusicgenBackbone:
+    settings = {"duration": 0.3, "guidance_scale": 2.0}
+    return TrainableMusicgenBackbone(*make_musicgen(**kind), name="tiny", license="CC0-1.0", defaults=settings)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_is_trainable(make_musicgen: Make) -> None:
+    for kind in KINDS.values():
+        backbone = trainable(make_musicgen, **kind)
+        assert isinstance(backbone, TrainableBackbone)
+        targets = backbone.generate_targets(PROMPTS, range(4))
+        assert targets.shape == (4, 8 if "stereo" in kind else 4, 15) and targets.dtype == torch.int64
+        assert torch.equal(backbone.decode_targets(targets), backbone.generate(PROMPTS, range(4)))
+
+
+def test_the_batch_loss_is_the_mean_of_the_weighted_clips(make_musicgen: Make) -> None:
+    backbone = trainable(make_musicgen)
+    targets = backbone.generate_targets(PROMPTS, range(4))
+    clips = training_loss(backbone, PROMPTS, targets, condition_dropout=0.0)
+    weights = torch.tensor([1.0, 0.0, 3.0, -1.0])
+    got = backbone.training_loss(targets, PROMPTS, generator(), weights=weights, condition_dropout=0.0)
+    assert torch.allclose(got, (clips * weights).mean())
+    own = [generator(seed) for seed in range(4)]
+    together = backbone.training_loss(targets, PROMPTS, own, condition_dropout=0.5)
+    alone = [
+        backbone.training_loss(targets[row : row + 1], PROMPTS[row : row + 1], [generator(row)], condition_dropout=0.5)
+        for row in range(4)
+    ]
+    assert torch.allclose(together, torch.stack(alone).mean(), rtol=1e-5)
+    with pytest.raises(InputError, match=r"weights have shape \[2\]; expected \[4\]"):
+        backbone.training_loss(targets, PROMPTS, generator(), weights=torch.ones(2))
+    with pytest.raises(InputError, match="condition_dropout is 1.5"):
+        backbone.training_loss(targets, PROMPTS, generator(), condition_dropout=1.5)
+
+
+def test_tokens_from_logits_that_are_not_finite_are_refused(make_musicgen: Make) -> None:
+    backbone = trainable(make_musicgen)
+    backbone.model.decoder.lm_heads[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(NonFiniteAudioError, match="seed 0, prompt 'calm piano'"):
+        backbone.generate_targets(PROMPTS[:2], range(2))
