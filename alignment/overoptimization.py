@@ -199,7 +199,7 @@ class Guard:
 def pareto_front(trials: Sequence[Mapping[str, Any]]) -> list[int]:
     """Places of the trials that no other one beats in both reward (higher) and drift (lower)."""
     points = [(trial.get("reward_mean"), trial.get("drift")) for trial in trials]
-    known = [(place, reward, drift) for place, (reward, drift) in enumerate(points) if None not in (reward, drift)]
+    known = [(place, r, d) for place, (r, d) in enumerate(points) if r is not None and d is not None]
     return [
         place
         for place, reward, drift in known

@@ -124,11 +124,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # it warns of the bias of few clips; sets of equal size are compared here
     logging.getLogger("tunejury.distribution").setLevel(logging.ERROR)
-    try:
-        arguments = tyro.cli(tyro.conf.OmitArgPrefixes[Arguments])
-    except AlignmentInputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    # impossible numbers are found by the configurations and told as other mistakes in flags are
+    arguments = tyro.cli(tyro.conf.OmitArgPrefixes[Arguments])
     processes = launched_processes(arguments.device)
     try:
         output_dir, summary = run(arguments, processes)

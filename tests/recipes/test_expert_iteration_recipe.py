@@ -170,7 +170,7 @@ def test_its_adapter_serves_best_of_n_and_its_merged_checkpoint_too(
         (["--reference-audio", "bad"], "text.wav"),
         (["--reference-audio", "none"], "is not a folder"),
         (["--report-to", "wandb"], "--report-to wandb needs the package wandb"),
-        (["--learning-rates", "-1"], "learning_rates"),
+        (["--learning-rates", "0"], "learning_rates are [0.0]"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -184,9 +184,11 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     soundfile.write(tmp_path / "bad" / "a.wav", torch.randn(8000).mul(0.1).numpy(), 8000)
     (tmp_path / "bad" / "text.wav").write_text("no audio")
     assert run_recipe("expert_iteration", *options, *arguments, "--output-dir", tmp_path / "out") == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and named in lines[0]
-    assert not (tmp_path / "out").exists()
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and not (tmp_path / "out").exists()
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    # what the flags alone are wrong in is told in the command line's own box
+    assert named in (lines[0] if lines else " ".join(said.replace("│", " ").split())) and len(lines) <= 1
 
 
 def test_help_imports_nothing_heavy() -> None:
