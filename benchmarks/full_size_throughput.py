@@ -27,7 +27,7 @@ import torch
 import tyro
 from machine import describe_machine
 from originals import laion_clap_model, mert_model
-from torch import Tensor
+from random_judge import clip, spread_rewards
 
 from tunejury import convert_audio, load_audio, load_reward, save_audio
 from tunejury.encoders.mert import SHAPE, MertConfig
@@ -87,33 +87,15 @@ def prepare(config: Config, folder: Path) -> None:
     save_spread_head(head, *clips_of(folder, min(config.num_clips, CALIBRATION_CLIPS)))
 
 
-def clip(seconds: float, sample_rate: int) -> Tensor:
-    """[2, T]: a decaying chord of random pitch, brightness and tempo, and noise of a random level."""
-    pitch, brightness, tempo, level = (float(x) for x in torch.rand(4))
-    time = torch.arange(round(seconds * sample_rate)) / sample_rate
-    envelope = torch.exp(-6.0 * (time % (0.2 + 0.6 * tempo)))
-    wav = torch.zeros_like(time)
-    for partial in range(1, 12):
-        wav += (0.3 + 0.6 * brightness) ** partial * torch.sin(6.2832 * 80.0 * 2 ** (3 * pitch) * partial * time)
-    return (0.2 * envelope * wav + 0.1 * level * torch.randn(2, len(time))).clamp(-1.0, 1.0)
-
-
 def save_spread_head(head: RewardHead, files: list[Path], prompts: list[str]) -> None:
-    """Let the rewards of a few clips have a standard deviation of 1, about that of the released judge on music:
-    an error is then one that a user would see.
-    """
+    """Fit the head to a few clips, so that an error is one that a user would see (see `spread_rewards`)."""
     judge = load_reward("tunejury", device="cpu", files=PARTS)
     features = []
     with torch.no_grad():
         for file, prompt in zip(files, prompts, strict=True):
             wav, rate = load_audio(file)
             features.append(judge.features(judge.encode_audio(wav[None], rate), judge.encode_prompts([prompt])))
-        for layer in head.net:
-            if isinstance(layer, torch.nn.BatchNorm1d):
-                layer.momentum = None  # running statistics are then those of the one batch that follows
-        head.train()(torch.cat(features))
-        last = head.net[-1]
-        last.weight.div_(head.eval()(torch.cat(features)).std())
+    spread_rewards(head, torch.cat(features))
     torch.save(head.state_dict(), PARTS["head"])
 
 

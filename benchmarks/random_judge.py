@@ -6,12 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+import torch
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
 
 from tunejury import RewardModel
 from tunejury.config import HeadConfig, InputBlock, RewardConfig
 from tunejury.encoders.clap import ClapAudioConfig, ClapTextConfig
 from tunejury.encoders.mert import MertConfig
+from tunejury.head import RewardHead
 
 Size = Literal["full", "reduced", "tiny"]
 MERGES = ("Ġ a", "p i", "a n", "pi an", "pian o")
@@ -70,3 +73,29 @@ def write_random_judge(folder: Path, size: Size) -> Path:
     """Save such a judge where `load_reward` finds it; returns the folder."""
     RewardModel(released_config(size)).save_pretrained(folder)
     return folder
+
+
+def clip(seconds: float, sample_rate: int) -> Tensor:
+    """[2, T]: a decaying chord of random pitch, brightness and tempo, and noise of a random level."""
+    pitch, brightness, tempo, level = (float(x) for x in torch.rand(4))
+    time = torch.arange(round(seconds * sample_rate)) / sample_rate
+    envelope = torch.exp(-6.0 * (time % (0.2 + 0.6 * tempo)))
+    wav = torch.zeros_like(time)
+    for partial in range(1, 12):
+        wav += (0.3 + 0.6 * brightness) ** partial * torch.sin(6.2832 * 80.0 * 2 ** (3 * pitch) * partial * time)
+    return (0.2 * envelope * wav + 0.1 * level * torch.randn(2, len(time))).clamp(-1.0, 1.0)
+
+
+def spread_rewards(head: RewardHead, features: Tensor) -> None:
+    """Let the rewards of these features [B, D] have a standard deviation of 1, about that of the released judge on
+    music, by the statistics of the head's normalisations and the scale of its last layer.
+    """
+    last = head.net[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        for layer in head.net:
+            if isinstance(layer, nn.BatchNorm1d):
+                layer.reset_running_stats()
+                layer.momentum = None  # running statistics are then those of the one batch that follows
+        head.train()(features)
+        last.weight.div_(head.eval()(features).std())

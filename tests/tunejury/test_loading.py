@@ -86,7 +86,7 @@ def test_known_rewards_state_their_licence() -> None:
     [
         ({"device": "gpu9"}, "device 'gpu9'"),
         ({"device": "cuda:99"}, "device 'cuda:99'"),
-        ({"dtype": torch.float16}, "float32 or float64"),
+        ({"dtype": torch.float16}, "float32, float64, or bfloat16"),
         ({"protocol": "nonsense"}, "unknown protocol 'nonsense', expected one of: release"),
     ],
 )
