@@ -57,7 +57,7 @@ def kept_between_passes(backbone: Any, wav_of: Any) -> tuple[int, torch.Tensor]:
 
     def note(each: torch.Tensor) -> torch.Tensor:
         found[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
-        return each
+        return each.detach()  # with its history it would be part of a cycle that is never freed
 
     gc.collect()
     before = {id(each) for each in gc.get_objects() if type(each) is torch.Tensor}
