@@ -194,16 +194,18 @@ def _iterate(
             "candidate_reward_mean": sum(scored) / len(scored),
             "expert_reward_mean": sum(expert.reward or 0.0 for expert in experts) / len(experts),
         }
-        own = []
+        own: list[dict[str, Any]] = []
         for k, rate in enumerate(config.learning_rates):
             set_adapter_state(backbone, policy if config.start_from == "previous" else untrained)
             name = f"{number}-{k}"
-            trial = {"round": number, "trial": name, "learning_rate": rate, **about}
+            trial: dict[str, Any] = {"round": number, "trial": name, "learning_rate": rate, **about}
             trial |= rounds.train(number, k, rate, lesson, experts)
             if not trial["broken"]:
                 heard[name] = rounds.evaluate(name, held_out_prompts)
                 trial |= guard.measure(heard[name])
-                values = {key: trial.get(key) for key in ("reward_mean", "reward_delta", "held_out_mean", "diversity")}
+                values: dict[str, Any] = {
+                    key: trial.get(key) for key in ("reward_mean", "reward_delta", "held_out_mean", "diversity")
+                }
                 values |= {"drift": trial.get("drift")}
                 log({f"round/{key}": value for key, value in values.items() if value is not None}, rounds.steps_done)
             own.append(trial)

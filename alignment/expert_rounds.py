@@ -84,7 +84,7 @@ class Rounds:
         import torch
 
         path = self.run.path / TRAINING / f"{ROUND.format(number)}-experts.safetensors"
-        keys = [[expert.prompt_id, expert.candidate] for expert in experts]
+        keys: list[list[Any]] = [[expert.prompt_id, expert.candidate] for expert in experts]
 
         def gather() -> None:
             folder = self._drawn(number)
@@ -98,7 +98,7 @@ class Rounds:
                 missing = [key for key in keys if tuple(key) not in found]
                 if missing:
                     raise InputError(f"{folder} lacks {len(missing)} experts, first {missing[0]}; --overwrite")
-                write_tensors(path, {"targets": torch.stack([found[tuple(key)] for key in keys])}, {"keys": keys})
+                write_tensors(path, {"targets": torch.stack([found[name, k] for name, k in keys])}, {"keys": keys})
             shutil.rmtree(folder, ignore_errors=True)
 
         agree(self.run.processes, gather)
@@ -167,7 +167,7 @@ class Rounds:
             "loss_with_adapter": applied,
             "experts": [[expert.prompt_id, expert.candidate, expert.seed] for expert in experts],
         }
-        facts = {"round": number, "learning_rate": rate, "experts": len(experts), "steps": len(losses)}
+        facts: dict[str, Any] = {"round": number, "learning_rate": rate, "experts": len(experts), "steps": len(losses)}
         facts |= {"made_by": "expert iteration on its own clips"}
         card = adapter_card(backbone, facts)
         agree(run.processes, lambda: str(save_adapter(backbone, folder, card=card, beside={TRAINING_RECORD: record})))

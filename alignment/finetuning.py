@@ -248,7 +248,7 @@ class _Trainer:
 
     def save(self, path: Path) -> None:
         """Parameters, averages and the optimizer's moments."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, each in self.parameters.items():
             state = self.optimizer.state[each]
             values = {"value": each.detach(), "average": self.average[name]}

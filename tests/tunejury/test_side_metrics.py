@@ -60,3 +60,15 @@ def test_reward_is_the_judges_own_and_a_batch_is_heard_once(
         assert calls == turn
     assert not torch.equal(expected[0], expected[1])
     assert torch.equal(hearing(wavs[0], 16_000, prompts), expected[0])  # another tensor is another hearing
+
+
+def test_prompt_match_is_what_the_reward_owes_to_the_prompt(
+    tiny_judge: RewardModel, music: Callable[..., Tensor]
+) -> None:
+    match = Hearing(tiny_judge).prompt_match
+    assert match is not None
+    wav = torch.stack([music(seed, 16_000, 0.5) for seed in (0, 1)])
+    found = match(wav, 16_000, ["calm piano", ""])
+    with_prompt, without = (tiny_judge(wav, 16_000, prompts) for prompts in (["calm piano", ""], ["", ""]))
+    assert torch.allclose(found, with_prompt - without, atol=1e-6)
+    assert float(found[0]) != 0.0 and float(found[1]) == 0.0
