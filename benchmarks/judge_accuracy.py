@@ -170,7 +170,8 @@ def measure_prompts(judge: RewardModel, wavs: list[torch.Tensor], records: list[
     right = score(judge, wavs, captions)
     none = score(judge, wavs)
     table: dict[str, float] = {}
-    wrong = np.stack([score(judge, wavs, captions[shift:] + captions[:shift]) for shift in (1, 7, 23)])
+    shifts = [shift for shift in (1, 7, 23) if shift < len(wavs)]  # never a clip's own caption
+    wrong = np.stack([score(judge, wavs, captions[shift:] + captions[:shift]) for shift in shifts])
     table["another clip's caption"] = float((right > wrong).mean())
     for other in (False, True):
         for kind in KINDS:
