@@ -72,7 +72,7 @@ class Config:
     plot: Path | None = None
     """A figure of parts 2 and 3, .svg or .png."""
     quick: bool = False
-    """2 prompts, 2 seeds, clips of 1 s, 4 denoising steps, few optimisation steps."""
+    """2 prompts, 2 seeds, clips of 4 s, 4 denoising steps, few optimisation steps."""
 
 
 class Bench:
@@ -266,7 +266,7 @@ def tell(config: Config, settings: DittoConfig, results: dict[str, Any], num_pro
 def main(config: Config) -> None:
     records = [json.loads(line) for line in config.prompts.read_text().splitlines()]
     if config.quick:
-        small = {"num_optimization_steps": 3, "long_steps": 4, "compute_prompts": 1, "duration": 1.0}
+        small = {"num_optimization_steps": 3, "long_steps": 4, "compute_prompts": 1, "duration": 4.0}
         config = replace(config, seeds=config.seeds[:2], num_inference_steps=4, **small)  # type: ignore[arg-type]
         records = records[:2]
     prompts = [Prompt(record["prompt_id"], record["prompt"]) for record in records]
@@ -278,7 +278,7 @@ def main(config: Config) -> None:
         "num_inference_steps",
         "batch_size",
     )
-    settings = DittoConfig(batch_size=config.batch_size, **{name: getattr(config, name) for name in shared})
+    settings = DittoConfig(**{name: getattr(config, name) for name in shared})
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(config, config.work_dir or Path(temporary), records)
         results: dict[str, Any] = {"defaults": defaults(bench, settings, prompts)}
