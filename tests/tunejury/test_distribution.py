@@ -130,7 +130,7 @@ def test_frechet_distance_is_the_formula(n: int, m: int, dim: int) -> None:
 
 
 def test_few_embeddings_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="tunejury.distribution"):
         frechet_distance(normal(200, 8, 0), normal(200, 8, 1))
         assert not caplog.records
         frechet_distance(normal(15, 8, 0), normal(200, 8, 1))
