@@ -91,6 +91,7 @@ PROTOCOLS: Mapping[str, ListeningProtocol] = {
         version=1,
         hearings={
             "compact-audio": _WINDOWS,
+            "patch-audio": _WINDOWS,
             "clap-audio": Hearing(windows="centre", window_seconds=10.0, pooling="mean", limit=True),
             "mert": _WHOLE,
             "muq-audio": _WRAPPED,

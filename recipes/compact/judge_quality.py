@@ -2,8 +2,8 @@
 
 257 rewards are few, so the estimate leans on the tagging network: its features carry the reward much better than
 the spectrum does, and the encoder has learned to predict them. The mean of four ridge regressions, all linear in the
-embedding and the log-mel statistics: weights found on the network's own features; on the encoder's prediction of all of
-them; of the tags alone; and, for half as much, on the log-mel statistics.
+embedding and the mean spectrum: weights found on the network's own features; on the encoder's prediction of all of
+them; of the tags alone; and, for half as much, on the mean and the spread of the spectrum.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def add_quality(model: Pretraining, cache: Cache, rewards: Tensor, rows: np.ndar
     normalized = audio.normalize(cache.tracks[known].flatten(0, 1))
     shape = (len(rows), -1)
     embedding = (audio.linear(normalized) + audio.mlp(normalized)).unflatten(0, shape).mean(1)
-    mel = normalized[:, : 2 * audio.config.n_mels].unflatten(0, shape).mean(1)
+    spectrum = normalized[:, : audio.num_spectral].unflatten(0, shape).mean(1)
     features = model.heads["features"]
     predicted = features(embedding)
     real = torch.stack([cache.tags[cache.tag_track == int(i)].mean(0) for i in rows])
@@ -52,12 +52,12 @@ def add_quality(model: Pretraining, cache: Cache, rewards: Tensor, rows: np.ndar
         weights, constant = ridge(x[:, columns], target, penalty)
         on_features[columns] += weights / 3.5
         offset += constant / 3.5
-    on_mel, constant = ridge(mel, target, 1.0)
+    on_spectrum, constant = ridge(spectrum, target, 1.0)
     offset += 0.5 * constant / 3.5 + features.bias @ on_features
     on_embedding = features.weight.T @ on_features
 
     row = on_embedding @ audio.linear.weight
-    row[: len(on_mel)] += 0.5 * on_mel / 3.5
+    row[: len(on_spectrum)] += 0.5 * on_spectrum / 3.5
     audio.linear = _extended(audio.linear, row, offset + on_embedding @ audio.linear.bias)
     last = audio.mlp[-1]
     assert isinstance(last, nn.Linear)

@@ -1,6 +1,7 @@
-"""Fit and save the compact judge: one reward on the scale of the released TuneJury, from pretrained encoders.
+"""Fit and save a compact judge: one reward on the scale of the released TuneJury, from pretrained encoders.
 
-    python recipes/compact/train_judge.py --teacher-dir DIR --data-dir data/compact --output-dir data/compact/judge
+    python recipes/compact/train_judge.py --teacher-dir DIR --data-dir data/compact
+    python recipes/compact/train_judge.py --teacher-dir DIR --judge compact-b --seed 1 --fit.seed 1
 
 Everything is chosen by cross-validation over the training tracks; the test tracks (one piece in five) only give the
 figures of benchmarks/judge_accuracy.py, which finds their names in held_out.txt.
@@ -21,12 +22,13 @@ from judge_cache import Cache, load_or_build
 from judge_data import ComposedClips, Track, load_tracks
 from judge_fit import FitConfig, Judge, fit, predict
 from judge_quality import add_quality
-from pretrain_judge import Pretraining
+from pretrain_judge import JudgeName, Pretraining, checkpoint_path
 
 from tunejury.config import HeadConfig, InputBlock, RewardConfig
 from tunejury.model import RewardModel
 
 LICENSE = "CC BY-NC 4.0"
+AUDIO_KIND = {"compact": "compact-audio", "compact-b": "patch-audio"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Config:
     teacher_dir: Path
     """Folder with teacher.csv and midi/."""
     data_dir: Path = Path("data/compact")
-    """Holds teacher/ (renders), composed/ and pretrained.pt; the cache goes here too."""
-    output_dir: Path = Path("data/compact/judge")
+    """Holds teacher/ (renders), composed/, targets/ and the pretrained encoders; the cache goes here too."""
+    judge: JudgeName = "compact"
+    output_dir: Path | None = None
+    """DATA_DIR/judge-<its name> if not given."""
     windows: int = 8
     """Windows cached per track."""
     num_clips: int = 4000
@@ -48,6 +52,9 @@ class Config:
     """Report the agreement on each collection of at least 12 training tracks from an estimate without it."""
     fit: FitConfig = field(default_factory=FitConfig)
     seed: int = 0
+    """Of the windows and faults in the cache; `--fit.seed` is that of the fit."""
+    threads: int | None = None
+    """CPU threads; torch's own choice if not given."""
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
@@ -61,10 +68,10 @@ def pair_agreement(predicted: np.ndarray, teacher: np.ndarray, margin: float = 1
     return float((predicted[:, None] > predicted[None])[far].mean())
 
 
-def load_pretrained(path: Path) -> Pretraining:
+def load_pretrained(path: Path, judge: JudgeName) -> Pretraining:
     saved = torch.load(path, weights_only=True)
     targets = saved["model"]["heads.features.weight"].shape[0]
-    model = Pretraining(tuple(saved["vocabulary"]), targets)
+    model = Pretraining(judge, tuple(saved["vocabulary"]), targets)
     model.load_state_dict(saved["model"])
     return model
 
@@ -93,7 +100,7 @@ def report(name: str, predicted: np.ndarray, tracks: list[Track], rows: np.ndarr
     return figures
 
 
-def assemble(judge: Judge, config: FitConfig) -> RewardModel:
+def assemble(judge: Judge, config: FitConfig, name: JudgeName) -> RewardModel:
     """The judge as a `RewardModel` of the toolkit."""
     audio, text = judge.audio, judge.text
     head = judge.whole_head()
@@ -103,12 +110,10 @@ def assemble(judge: Judge, config: FitConfig) -> RewardModel:
         InputBlock("product", (audio.name, text.name), text.dim),
     )
     encoders = {
-        audio.name: {"kind": "compact-audio", **asdict(audio.config), "dim": audio.dim},
+        audio.name: {"kind": AUDIO_KIND[name], **asdict(audio.config), "dim": audio.dim},
         text.name: {"kind": "compact-text", **asdict(text.config)},
     }
-    model = RewardModel(
-        RewardConfig("compact", LICENSE, encoders, blocks, HeadConfig(widths, config.dropout), "release")
-    )
+    model = RewardModel(RewardConfig(name, LICENSE, encoders, blocks, HeadConfig(widths, config.dropout), "release"))
     model.encoders[audio.name].load_state_dict(audio.state_dict())
     model.encoders[text.name].load_state_dict(text.state_dict())
     model.products["1"].load_state_dict(judge.match.state_dict())
@@ -117,10 +122,12 @@ def assemble(judge: Judge, config: FitConfig) -> RewardModel:
 
 
 def main(config: Config) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     tracks = load_tracks(config.teacher_dir, config.data_dir / "teacher")
     clips = ComposedClips(config.data_dir / "composed" / "train")
-    pretrained = load_pretrained(config.data_dir / "pretrained.pt").eval()
-    path = config.data_dir / "judge_cache.pt"
+    pretrained = load_pretrained(checkpoint_path(config.data_dir, config.judge), config.judge).eval()
+    path = config.data_dir / f"judge_cache-{config.judge}.pt"
     targets = config.data_dir / "targets"
     cache = load_or_build(
         path, pretrained.audio, tracks, clips, targets, config.windows, min(config.num_clips, len(clips)), config.seed
@@ -144,11 +151,12 @@ def main(config: Config) -> None:
     judge = fit(pretrained, cache, tracks, clips, train, config.fit, log=lambda line: print(line, flush=True))
     test = np.array([i for i, track in enumerate(tracks) if track.is_test])
     report("test tracks", predict(judge, cache, np.arange(len(tracks))), tracks, test)
-    model = assemble(judge, config.fit)
-    model.save_pretrained(config.output_dir, weights_dtype=torch.float16)
+    model = assemble(judge, config.fit, config.judge)
+    output_dir = config.output_dir or config.data_dir / f"judge-{config.judge}"
+    model.save_pretrained(output_dir, weights_dtype=torch.float16)
     names = sorted(track.name for track in tracks if track.is_test)
-    (config.output_dir / "held_out.txt").write_text("\n".join(names) + "\n")
-    (config.output_dir / "fit.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (output_dir / "held_out.txt").write_text("\n".join(names) + "\n")
+    (output_dir / "fit.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
