@@ -22,6 +22,7 @@ import tyro
 
 from alignment.errors import InputError as AlignmentInputError
 from alignment.runs import REPORT, RESULTS, RunDirectory, default_output_directory, versions
+from tunejury.command_line import read_flags
 from tunejury.errors import InputError
 
 CALIBRATION = "calibration.json"
@@ -143,7 +144,7 @@ def show(output_dir: Path, summary: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments)
+    arguments = read_flags(lambda: tyro.cli(Arguments))
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     try:
         show(*run(arguments))

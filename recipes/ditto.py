@@ -26,6 +26,7 @@ from alignment.objectives import WeightedSum, parse_rewards
 from alignment.processes import SaidElsewhere, is_main, launched_processes
 from alignment.requests import read_request
 from alignment.runs import REPORT, RESULTS, RunDirectory
+from tunejury.command_line import read_flags
 from tunejury.errors import InputError as JudgeInputError
 
 DEFAULT_PROMPTS = Path(__file__).parent / "prompts" / "default.txt"
@@ -43,6 +44,8 @@ class Arguments(DittoConfig):
     """One prompt instead of a file."""
     backbone: str = "compact-flow"
     """Text-to-music model whose clips start from latents: a shipped name, a folder in diffusers' layout, a hub id."""
+    adapter: Path | None = None
+    """Folder of a LoRA adapter in PEFT's format for it, as expert iteration writes them."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What rises, NAME or NAME:WEIGHT; given several times, their weighted sum. A judge (compact if not given),
     clap-score, or a control: intensity=FILE, melody=FILE follow a reference clip's loudness curve or melody."""
@@ -59,9 +62,6 @@ class Arguments(DittoConfig):
     """cpu, cuda, cuda:N, mps; auto takes a GPU where there is one."""
     dtype: str | None = None
     """Of the backbone: float32 (default), float16, bfloat16."""
-
-    def __post_init__(self) -> None:
-        """Checked in `run`, where a mistake ends in one line."""
 
 
 def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
@@ -115,7 +115,8 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
         info["side"]["held_out_reward"] = record
     if hearing is not None:
         info["embedding"] = f"audio encoders of {hearing.model.config.name}"
-    backbone = check_latent_backbone(load_backbone(arguments.backbone, device=device, dtype=arguments.dtype))
+    options = {"device": device, "dtype": arguments.dtype, "adapter": arguments.adapter}
+    backbone = check_latent_backbone(load_backbone(arguments.backbone, **options))
     backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
     given = {"held_out": held_out, "side_rewards": side, "embed": hearing.embed if hearing else None, "info": info}
     given |= {"save_audio": save_audio, "load_audio": partial(load_audio, channels=1)}
@@ -124,7 +125,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments)
+    arguments = read_flags(lambda: tyro.cli(Arguments))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     processes = launched_processes(arguments.device)
     try:

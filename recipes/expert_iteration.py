@@ -27,6 +27,7 @@ from alignment.reference_audio import embed_files, find_reference
 from alignment.requests import read_request
 from alignment.runs import LOGS, REPORT, RESULTS, RunDirectory
 from alignment.trackers import Tracker, check_tracker, start_tracker
+from tunejury.command_line import read_flags
 from tunejury.errors import InputError as JudgeInputError
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -124,8 +125,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # it warns of the bias of few clips; sets of equal size are compared here
     logging.getLogger("tunejury.distribution").setLevel(logging.ERROR)
-    # impossible numbers are found by the configurations and told as other mistakes in flags are
-    arguments = tyro.cli(tyro.conf.OmitArgPrefixes[Arguments])
+    arguments = read_flags(lambda: tyro.cli(tyro.conf.OmitArgPrefixes[Arguments]))
     processes = launched_processes(arguments.device)
     try:
         output_dir, summary = run(arguments, processes)

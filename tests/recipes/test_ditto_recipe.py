@@ -194,6 +194,9 @@ def test_a_finished_run_answers_without_loading_a_model_and_others_are_refused(
 BAD_INPUT: list[tuple[str, list[object], str]] = [
     ("steps", ["--num-optimization-steps", -1], "num_optimization_steps is -1"),
     ("rate", ["--learning-rate", "nan"], "learning_rate is nan"),
+    ("text for a number", ["--num-optimization-steps", "many"], "--num-optimization-steps"),
+    ("unknown choice", ["--schedule", "linear"], "invalid choice 'linear'"),
+    ("no adapter", ["--adapter", "/none"], "has no adapter_config.json"),
     ("reward twice", ["--reward", "compact", "--reward", "compact:2"], "is given twice"),
     ("unknown reward", ["--reward", "no-such-judge"], "no-such-judge"),
     ("missing reference", ["--reward", "melody=/none.wav"], "/none.wav"),
