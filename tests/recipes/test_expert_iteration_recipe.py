@@ -136,18 +136,8 @@ def test_its_adapter_serves_best_of_n_and_its_merged_checkpoint_too(
     assert "num_steps was 8, now 9" in capsys.readouterr().err
 
     adapter = out / results["trials"][0]["adapter"]
-    own = [
-        "--prompt",
-        "piano a",
-        "--num-candidates",
-        2,
-        "--reward",
-        judge_directory,
-        "--device",
-        "cpu",
-        "--keep",
-        "all",
-    ]
+    shared = ["--prompt", "piano a", "--reward", judge_directory, "--device", "cpu"]
+    own = [*shared, "--num-candidates", 2, "--keep", "all"]
     places = {"base": [], "adapted": ["--adapter", adapter]}
     sounds = {}
     for name, extra in places.items():
@@ -155,13 +145,13 @@ def test_its_adapter_serves_best_of_n_and_its_merged_checkpoint_too(
         assert run_recipe("best_of_n", "--backbone", backbone_directory, "--output-dir", folder, *own, *extra) == 0
         sounds[name] = soundfile.read(folder / "audio" / "000_01.wav")[0]
     assert abs(sounds["base"] - sounds["adapted"]).max() > 1e-3
-    # the same adapter changes the noise that DITTO begins with into the same clip as best-of-N's first
-    moving = [*own[: own.index("--num-candidates")], "--num-optimization-steps", 1, *places["adapted"]]
+    # DITTO begins where best-of-N's first candidate is
+    moving = [*shared, "--num-optimization-steps", 1, *places["adapted"]]
     assert run_recipe("ditto", "--backbone", backbone_directory, "--output-dir", tmp_path / "d", *moving) == 0
     drawn, moved = (json.loads((tmp_path / n / "results.json").read_text())["prompts"][0] for n in ("adapted", "d"))
     assert moved["baseline_reward"] == pytest.approx(drawn["first"]["reward"], abs=1e-3)
     for recipe in ("best_of_n", "ditto"):
-        assert run_recipe(recipe, *own[:2], "--adapter", tmp_path, "--output-dir", tmp_path / "x") == 2
+        assert run_recipe(recipe, *shared, "--adapter", tmp_path, "--output-dir", tmp_path / "x") == 2
         assert "has no adapter_config.json" in capsys.readouterr().err and not (tmp_path / "x").exists()
     assert (out / "merged").exists() == (results["selected_adapter"] is not None)
 
