@@ -1,6 +1,6 @@
 """What does optimising the initial latents gain, is it real, and does it beat drawing more clips for the same compute?
 
-    python benchmarks/ditto_gain.py --work-dir runs/ditto-gain --output gain.json --plot gain.svg
+    python benchmarks/ditto_gain.py --output gain.json --plot gain.svg
 
 Three parts, all with prompts that neither the backbone nor the judge was trained on:
 1. DITTO with its defaults from several seeds: gain of the reward beside its spread between seeds, the share of clips
@@ -10,14 +10,13 @@ Three parts, all with prompts that neither the backbone nor the judge was traine
    judges turn, and where the defaults ended.
 3. Equal compute: best-of-N from the same first seed with as many denoiser evaluations as DITTO, a backward pass counted
    as two (the recomputing that saves memory is not counted; the seconds have it).
-With --work-dir a stopped run continues.
+A stopped run continues.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 import tyro
 from best_of_n_strategies import Listener
+from kept import work_folder
 from machine import describe_machine
 from tqdm import tqdm
 
@@ -67,7 +67,7 @@ class Config:
     num_inference_steps: int | None = None
     batch_size: int = 1
     work_dir: Path | None = None
-    """Where the runs are kept; a temporary folder if not given."""
+    """Where the runs are kept; runs/benchmarks/... if not given."""
     output: Path | None = None
     plot: Path | None = None
     """A figure of parts 2 and 3, .svg or .png."""
@@ -279,15 +279,13 @@ def main(config: Config) -> None:
         "batch_size",
     )
     settings = DittoConfig(**{name: getattr(config, name) for name in shared})
-    with tempfile.TemporaryDirectory() as temporary:
-        bench = Bench(config, config.work_dir or Path(temporary), records)
-        results: dict[str, Any] = {"defaults": defaults(bench, settings, prompts)}
-        optimized = results["defaults"].pop("first_run")
-        if config.long_steps:
-            results["overoptimization"] = overoptimization(bench, settings, prompts, config.long_steps)
-        if config.compute_prompts:
-            some = prompts[: config.compute_prompts]
-            results["equal_compute"] = equal_compute(bench, settings, some, optimized)
+    bench = Bench(config, work_folder("ditto_gain", config, config.work_dir), records)
+    results: dict[str, Any] = {"defaults": defaults(bench, settings, prompts)}
+    optimized = results["defaults"].pop("first_run")
+    if config.long_steps:
+        results["overoptimization"] = overoptimization(bench, settings, prompts, config.long_steps)
+    if config.compute_prompts:
+        results["equal_compute"] = equal_compute(bench, settings, prompts[: config.compute_prompts], optimized)
 
     machine = describe_machine()
     tell(config, settings, results, len(prompts), machine)

@@ -14,13 +14,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
+from kept import work_folder
 from machine import describe_machine
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "expert_iteration.py"
@@ -39,8 +39,8 @@ class Config:
     seed: int = 0
     more: tuple[str, ...] = ()
     """Further flags of the recipe, such as --more --learning-rates 1e-4 5e-4."""
-    run_dir: Path | None = None
-    """Where the run stays, and is continued; a temporary folder if not given."""
+    work_dir: Path | None = None
+    """Where the run stays, and is continued; runs/benchmarks/... if not given."""
     scaling: bool = False
     """One and two processes drawing candidates, instead of the gain."""
     output: Path | None = None
@@ -149,10 +149,8 @@ def _interval(values: list[float]) -> str:
 def main(config: Config) -> None:
     machine = describe_machine()
     print(f"{config.backbone} learning from {config.reward} on {machine}")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "run" if config.run_dir is None else config.run_dir
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        measured = scaling(config, folder) if config.scaling else gain(config, folder)
+    folder = work_folder("expert_iteration_gain", config, config.work_dir) / "run"
+    measured = scaling(config, folder) if config.scaling else gain(config, folder)
     if config.output:
         about = {"backbone": config.backbone, "reward": config.reward, "machine": machine, "quick": config.quick}
         config.output.write_text(json.dumps({**about, **measured}, indent=1) + "\n")
