@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from alignment.backbones.loading import check_backbone
+from alignment.backbones.known import check_backbone
 from alignment.errors import InputError
 from alignment.lora import adapter_card, check_adapter, save_merged
 from tunejury.command_line import read_flags

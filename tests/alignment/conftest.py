@@ -13,7 +13,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from alignment.backbones.loading import FAMILIES
+from alignment.backbones.known import FAMILIES
 from alignment.errors import InputError, NonFiniteAudioError
 from alignment.interfaces import GenerationSettings
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from alignment import load_backbone
-from alignment.backbones.loading import FAMILIES, SHIPPED, available_backbones, check_backbone, check_device
+from alignment.backbones.known import FAMILIES, SHIPPED, available_backbones, check_backbone, check_device
 from alignment.backbones.stable_audio_3 import StableAudio3Backbone
 from alignment.errors import InputError
 

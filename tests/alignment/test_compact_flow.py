@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignment import load_backbone
-from alignment.backbones.loading import SHIPPED
+from alignment.backbones.known import SHIPPED
 
 COMPACT_FLOW = SHIPPED["compact-flow"].directory
 PROMPT = "fast rock with distorted guitar and drums"
