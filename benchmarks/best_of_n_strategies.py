@@ -30,6 +30,7 @@ from alignment.interfaces import Prompt
 from alignment.runs import RunDirectory
 from alignment.statistics import bootstrap_mean
 from tunejury import convert_audio, load_audio, load_reward, save_audio
+from tunejury.loading import KNOWN_REWARDS
 
 PROMPTS = Path(__file__).parent / "prompts" / "gain.jsonl"
 
@@ -40,9 +41,11 @@ class Config:
 
     backbones: tuple[str, ...] = ("compact-flow",)
     reward: str = "compact"
-    held_out_reward: str | None = None
+    held_out_reward: str | None = "compact-b" if "compact-b" in KNOWN_REWARDS else None
     prompts: Path = PROMPTS
     """Lines with prompt_id, prompt and the attributes that the listener is to hear."""
+    num_prompts: int = 20
+    """The first so many."""
     num_candidates: int = 32
     seeds: tuple[int, ...] = (0, 10_000, 20_000)
     """First seed of each repetition."""
@@ -55,7 +58,7 @@ class Config:
     plot: Path | None = None
     """A figure of the curves, .svg or .png."""
     quick: bool = False
-    """2 prompts, 4 candidates, one repetition."""
+    """2 prompts, 4 candidates, one repetition, clips of 4 s."""
 
 
 class Listener:
@@ -127,8 +130,8 @@ def draw_curves(results: dict[str, Any], path: Path) -> None:
 def main(config: Config) -> None:
     records = [json.loads(line) for line in config.prompts.read_text().splitlines()]
     if config.quick:
-        config = replace(config, num_candidates=4, seeds=config.seeds[:1])
-        records = records[:2]
+        config = replace(config, num_prompts=2, num_candidates=4, seeds=config.seeds[:1], duration=4.0)
+    records = records[: config.num_prompts]
     prompts = [Prompt(record["prompt_id"], record["prompt"]) for record in records]
     judge = load_reward(config.reward)
     side: dict[str, Any] = {"listener": Listener(records)}
@@ -138,7 +141,8 @@ def main(config: Config) -> None:
     root = work_folder("best_of_n_strategies", config, config.work_dir)
     for name in config.backbones:
         backbone = load_backbone(name)
-        backbone.generate([prompts[0].prompt], [0], num_inference_steps=config.num_inference_steps)  # warm
+        warm = {"duration": config.duration, "num_inference_steps": config.num_inference_steps}
+        backbone.generate([prompts[0].prompt], [0], **warm)  # type: ignore[arg-type]
         found: dict[str, list[dict[str, Any]]] = {"full": [], "halving": []}
         for seed in config.seeds:
             for strategy, runs in found.items():

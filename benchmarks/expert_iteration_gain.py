@@ -1,6 +1,6 @@
 """Does expert iteration help on prompts it never trained on, and what does it cost? The recipe as a user runs it.
 
-    python benchmarks/expert_iteration_gain.py --output expert_iteration.json --held-out-reward other-judge/
+    python benchmarks/expert_iteration_gain.py --output expert_iteration.json
     python benchmarks/expert_iteration_gain.py --scaling --output expert_iteration_scaling.json
 
 Prints each round beside the base: the reward's rise with its interval over prompts, in standard deviations of the base
@@ -23,6 +23,8 @@ import tyro
 from kept import work_folder
 from machine import describe_machine
 
+from tunejury.loading import KNOWN_REWARDS
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "expert_iteration.py"
 QUICK = ("--num-candidates", "2", "--num-evaluation-seeds", "2", "--num-steps", "5", "--num-inference-steps", "4")
 QUICK_PROMPTS = 4  # of either kind; an expert of each
@@ -34,7 +36,7 @@ class Config:
 
     backbone: str = "compact-flow"
     reward: str = "compact"
-    held_out_reward: str | None = None
+    held_out_reward: str | None = "compact-b" if "compact-b" in KNOWN_REWARDS else None
     num_rounds: int = 3
     seed: int = 0
     more: tuple[str, ...] = ()
