@@ -169,7 +169,7 @@ class MusicgenBackbone:
             InputError: unequal numbers of prompts and seeds, or an impossible seed.
         """
         check_pairs(prompts, seeds)
-        begun = [None] * len(seeds) if written is None else list(written)
+        begun: list[Tensor | None] = [None] * len(seeds) if written is None else list(written)
         return Draft(self, list(prompts), list(seeds), self.defaults if settings is None else settings, begun)
 
     def draft_settings(self, settings: GenerationSettings) -> list[GenerationSettings]:
