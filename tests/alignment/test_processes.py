@@ -1,0 +1,32 @@
+"""What processes know of each other."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from alignment.processes import launched_processes
+
+
+@pytest.mark.parametrize(
+    ("environment", "warned"),
+    [
+        ({}, False),
+        ({"ACCELERATE_USE_CPU": "True"}, False),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, True),
+        ({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"}, False),
+    ],
+)
+def test_a_launcher_that_started_fewer_than_it_was_asked_for_is_told_of(
+    environment: dict[str, str], warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    logger = logging.getLogger("alignment.processes")
+    monkeypatch.setattr(logger, "disabled", False)
+    with caplog.at_level(logging.WARNING, logger=logger.name):
+        assert launched_processes("cpu").num_processes == 1
+    assert ("--multi_gpu" in caplog.text) is warned
