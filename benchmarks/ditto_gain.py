@@ -43,12 +43,16 @@ class Config:
     """A judge, or listener."""
     prompts: Path = PROMPTS
     """Lines with prompt_id, prompt and the attributes that the listener is to hear."""
+    num_prompts: int = 16
+    """The first so many."""
     seeds: tuple[int, ...] = (0, 10_000, 20_000)
     num_optimization_steps: int = DittoConfig.num_optimization_steps
     learning_rate: float = DittoConfig.learning_rate
     regularization: float = DittoConfig.regularization
-    long_steps: int = 60
+    long_steps: int = 40
     """Of part 2; 0 leaves it out."""
+    long_prompts: int = 8
+    """Prompts of part 2, the first so many."""
     compute_prompts: int = 8
     """Prompts of part 3, the first so many; 0 leaves it out."""
     duration: float | None = None
@@ -129,9 +133,15 @@ def tell(config: Config, settings: DittoConfig, results: dict[str, Any], num_pro
 def main(config: Config) -> None:
     records = [json.loads(line) for line in config.prompts.read_text().splitlines()]
     if config.quick:
-        small = {"num_optimization_steps": 3, "long_steps": 4, "compute_prompts": 1, "duration": 4.0}
-        config = replace(config, seeds=config.seeds[:2], num_inference_steps=4, **small)  # type: ignore[arg-type]
-        records = records[:2]
+        small = {
+            "num_optimization_steps": 3,
+            "long_steps": 4,
+            "num_prompts": 2,
+            "long_prompts": 1,
+            "compute_prompts": 1,
+        }
+        config = replace(config, seeds=config.seeds[:2], duration=4.0, num_inference_steps=4, **small)
+    records = records[: config.num_prompts]
     prompts = [Prompt(record["prompt_id"], record["prompt"]) for record in records]
     shared = ("num_optimization_steps", "learning_rate", "regularization", "duration", "num_inference_steps")
     settings = DittoConfig(**{name: getattr(config, name) for name in (*shared, "batch_size")})
@@ -140,7 +150,9 @@ def main(config: Config) -> None:
     results: dict[str, Any] = {"defaults": defaults(bench, settings, prompts)}
     first = results["defaults"].pop("first_run")
     if config.long_steps:
-        results["overoptimization"] = overoptimization(bench, settings, prompts, config.long_steps, first)
+        results["overoptimization"] = overoptimization(
+            bench, settings, prompts[: config.long_prompts], config.long_steps, first
+        )
     if config.compute_prompts:
         results["equal_compute"] = equal_compute(bench, settings, prompts[: config.compute_prompts], first)
     results["checks"] = checks(results)

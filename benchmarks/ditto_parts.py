@@ -26,6 +26,7 @@ from alignment.trajectory import Trajectory
 from tunejury import load_audio, load_reward, save_audio
 
 LISTENER = "listener"
+REWARDS = ("baseline_reward", "optimized_reward")
 
 
 class Overheard:
@@ -140,7 +141,7 @@ def defaults(bench: Bench, settings: DittoConfig, prompts: Sequence[Prompt]) -> 
     baselines = [[run["prompts"][i]["baseline_reward"] for run in runs] for i in range(len(prompts))]
     spread = within_prompt_deviation([[math.nan if value is None else value for value in row] for row in baselines])
     rows = {
-        "reward": gains(runs, "baseline_reward", "optimized_reward"),
+        "reward": gains(runs, *REWARDS),
         "held_out": gains(runs, "held_out_baseline", "held_out_optimized"),
         **{name: gains(runs, f"{name}_baseline", f"{name}_optimized") for name in bench.side},
     }
@@ -175,7 +176,8 @@ def overoptimization(
         step = int(np.argmax(curve["mean"]))
         reward = curves["reward"]["mean"][step]
         turns[name] = {"step": step, "gain": curve["mean"][step], "end": curve["mean"][-1], "reward_gain": reward}
-    ended = first_run["gain"]["mean"]
+    same = {prompt.prompt_id for prompt in prompts}
+    ended = gains([{"prompts": [e for e in first_run["prompts"] if e["prompt_id"] in same]}], *REWARDS)["gain"]
     return {
         "curves": curves,
         "turns": turns,
