@@ -133,13 +133,8 @@ def tell(config: Config, settings: DittoConfig, results: dict[str, Any], num_pro
 def main(config: Config) -> None:
     records = [json.loads(line) for line in config.prompts.read_text().splitlines()]
     if config.quick:
-        small = {
-            "num_optimization_steps": 3,
-            "long_steps": 4,
-            "num_prompts": 2,
-            "long_prompts": 1,
-            "compute_prompts": 1,
-        }
+        most = {"num_optimization_steps": 3, "num_prompts": 2, "long_steps": 4, "long_prompts": 1, "compute_prompts": 1}
+        small = {name: min(getattr(config, name), limit) for name, limit in most.items()}
         config = replace(config, seeds=config.seeds[:2], duration=4.0, num_inference_steps=4, **small)
     records = records[: config.num_prompts]
     prompts = [Prompt(record["prompt_id"], record["prompt"]) for record in records]
