@@ -64,6 +64,7 @@ MODEL_TYPES = {
 }
 
 # where the components of a pipeline may come from; any other name would mean running a stranger's code
+_COMPONENT_MODULES = ("alignment.codec", "alignment.schedulers")
 _COMPONENT_LIBRARIES = ("diffusers", "transformers", "alignment")
 
 
@@ -189,7 +190,8 @@ def _load_parts(backbone_class: Any, directory: Path, dtype: torch.dtype) -> tup
     if hasattr(backbone_class, "load_parts"):
         parts: tuple[Any, ...] = backbone_class.load_parts(directory, dtype)
         return parts
-    importlib.import_module("alignment.codec")  # diffusers takes our codec from the modules already imported
+    for module in _COMPONENT_MODULES:  # diffusers takes other people's components from the modules already imported
+        importlib.import_module(module)
     return (
         backbone_class.pipeline_class.from_pretrained(
             directory, dtype=dtype, local_files_only=True, use_safetensors=True
