@@ -101,7 +101,9 @@ def build_tiny_musicgen(*, stereo: bool = False, melody: bool = False) -> tuple[
     return model.eval(), tokenizer
 
 
-def stable_audio_3(*, stochastic_sampling: bool = False, patch_size: int = 2, gain: float = 2.0) -> Any:
+def stable_audio_3(
+    *, stochastic_sampling: bool = False, multistep: bool = False, patch_size: int = 2, gain: float = 2.0
+) -> Any:
     """Mono, latents of 128 samples, up to 4 s."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableAudio3DiTModel, StableAudio3Pipeline
     from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
@@ -109,6 +111,7 @@ def stable_audio_3(*, stochastic_sampling: bool = False, patch_size: int = 2, ga
     from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
     from alignment import SpectralCodec
+    from alignment.schedulers import FlowMatchMultistepScheduler
 
     width = 16
     module = T5GemmaModuleConfig(
@@ -128,10 +131,11 @@ def stable_audio_3(*, stochastic_sampling: bool = False, patch_size: int = 2, ga
     )  # fmt: skip
     durations = StableAudio3DurationEmbedder(output_dim=width, fourier_dim=16, max_val=4.0)
     wake(denoiser, text_encoder, gain=gain)
+    scheduler = FlowMatchMultistepScheduler if multistep else FlowMatchEulerDiscreteScheduler
     return StableAudio3Pipeline(
         vae=codec, text_encoder=text_encoder, tokenizer=word_tokenizer(), duration_embedder=durations,
         transformer=denoiser,
-        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, stochastic_sampling=stochastic_sampling),
+        scheduler=scheduler(num_train_timesteps=1, stochastic_sampling=stochastic_sampling),
     )  # fmt: skip
 
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# components of ours, which a pipeline's files may name
+_COMPONENT_MODULES = ("alignment.codec", "alignment.schedulers")
+
 
 def load_backbone(
     name_or_path: str | Path,
@@ -126,7 +129,8 @@ def _load_parts(backbone_class: Any, directory: Path, dtype: torch.dtype) -> tup
     if hasattr(backbone_class, "load_parts"):
         parts: tuple[Any, ...] = backbone_class.load_parts(directory, dtype)
         return parts
-    importlib.import_module("alignment.codec")  # diffusers takes our codec from the modules already imported
+    for module in _COMPONENT_MODULES:  # diffusers takes other people's components from the modules already imported
+        importlib.import_module(module)
     return (
         backbone_class.pipeline_class.from_pretrained(
             directory, dtype=dtype, local_files_only=True, use_safetensors=True
