@@ -104,8 +104,8 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     held_out = load(other) if wanted else None
     hearing = Hearing(next(iter(judges.values()))) if judges else None
     side: dict[str, Any] = parts if len(parts) > 1 else {}
-    if hearing is not None and hearing.clap_score and "clap-score" not in parts:
-        side = {**side, "clap_score": hearing.clap_score}
+    if hearing is not None and "clap-score" not in parts:
+        side = {**side, **hearing.matches}
     info = {"reward": {"name": " + ".join(arguments.reward or ("compact",)), "licenses": {}}, "side": {}}
     for judge in judges.values():
         info["reward"]["licenses"] |= judge.licenses()

@@ -95,8 +95,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
         device = str(processes.device)
     reward = load_reward(arguments.reward, device=device, protocol=arguments.protocol)
     hearing = Hearing(reward)
-    matches = {"clap_score": hearing.clap_score, "prompt_match": hearing.prompt_match}
-    side = dict([(name, judge) for name, judge in matches.items() if judge is not None][:1])
+    side: dict[str, Any] = {**hearing.matches}
     info = {"reward": {"name": reward.config.name, "licenses": reward.licenses()}, "protocol": reward.protocol}
     info |= {"embedding": f"audio encoders of {reward.config.name}", "side": {}}
     if arguments.held_out_reward is not None:
