@@ -163,6 +163,7 @@ def main(config: Config) -> None:
                     )  # fmt: skip
                 runs.append(drawn.summary)
         results[name] = {**compare(found["full"], found["halving"]), "curves": curves(found["full"])}
+        results[name]["highest_at"] = {told: int(np.argmax(c)) + 1 for told, c in results[name]["curves"].items()}
         results[name]["stages"] = found["halving"][0]["strategy"]["stages"]
 
     machine, n = describe_machine(), config.num_candidates
@@ -185,7 +186,9 @@ def main(config: Config) -> None:
         steps = [k for k in range(1, n + 1) if k == n or k & (k - 1) == 0]
         for judge_name, curve in result["curves"].items():
             points = ", ".join(f"{k}: {curve[k - 1]:.3f}" for k in steps)
-            print(f"{name}: {judge_name} of the clip kept of n: {points}")
+            print(
+                f"{name}: {judge_name} of the clip kept of n: {points}; highest at {result['highest_at'][judge_name]}"
+            )
     if config.plot:
         draw_curves(results, config.plot)
     if config.output:
