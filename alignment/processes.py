@@ -63,6 +63,22 @@ def launched_processes(device: str = "auto") -> Any:
     return state
 
 
+def own_device(asked: str, processes: Any) -> str | None:
+    """The device that this process is to load models on.
+
+    Args:
+        asked: auto, or a device's name. Of several processes each has its own GPU, where there are some.
+        processes: as `launched_processes` gives them.
+
+    Returns:
+        a name, or None for the models' own choice.
+    """
+    if processes.num_processes > 1 and asked in ("auto", processes.device.type):
+        # the CPU has no parts: accelerate calls it cpu:0
+        return "cpu" if processes.device.type == "cpu" else str(processes.device)
+    return None if asked == "auto" else asked
+
+
 def is_main(processes: Processes) -> bool:
     return processes.process_index == 0
 

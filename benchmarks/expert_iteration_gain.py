@@ -54,6 +54,7 @@ class Config:
 
 def run_recipe(config: Config, folder: Path, *flags: str, num_processes: int = 0) -> float:
     """Run the recipe into a folder; returns seconds. With `num_processes` launched, of one thread each."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(RECIPE)]
     environment = dict(os.environ)
     if num_processes:

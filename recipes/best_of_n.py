@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from alignment.best_of_n import BestOfNConfig, best_of_n, rank_existing
 from alignment.errors import InputError as AlignmentInputError
-from alignment.processes import SaidElsewhere, is_main, launched_processes
+from alignment.processes import SaidElsewhere, is_main, launched_processes, own_device
 from alignment.requests import read_request
 from alignment.results import describe
 from alignment.runs import REPORT, RESULTS, RunDirectory
@@ -100,9 +100,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     from tunejury import load_audio, load_reward, save_audio
     from tunejury.side_metrics import Hearing
 
-    device = None if arguments.device == "auto" else arguments.device
-    if processes.num_processes > 1 and device in (None, "cuda"):
-        device = str(processes.device)
+    device = own_device(arguments.device, processes)
     reward = load_reward(arguments.reward, device=device, protocol=arguments.protocol)
     hearing = Hearing(reward)
     side = {"clap_score": hearing.clap_score} if hearing.clap_score else {}

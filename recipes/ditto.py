@@ -23,7 +23,7 @@ from alignment.ditto_driver import ditto
 from alignment.ditto_results import describe_ditto
 from alignment.errors import InputError as AlignmentInputError
 from alignment.objectives import WeightedSum, parse_rewards
-from alignment.processes import SaidElsewhere, is_main, launched_processes
+from alignment.processes import SaidElsewhere, is_main, launched_processes, own_device
 from alignment.requests import read_request
 from alignment.runs import REPORT, RESULTS, RunDirectory
 from tunejury.command_line import read_flags
@@ -82,9 +82,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     from tunejury.loading import KNOWN_REWARDS
     from tunejury.side_metrics import Hearing
 
-    device = None if arguments.device == "auto" else arguments.device
-    if processes.num_processes > 1 and device in (None, "cuda"):
-        device = str(processes.device)
+    device = own_device(arguments.device, processes)
 
     def load(name: str) -> Any:
         if name.startswith(CONTROLS):

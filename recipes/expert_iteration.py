@@ -22,7 +22,7 @@ from alignment.errors import InputError as AlignmentInputError
 from alignment.expert_iteration import ExpertIterationConfig, check_prompts, expert_iteration
 from alignment.expert_results import describe
 from alignment.lora import adapter_card, save_merged
-from alignment.processes import SaidElsewhere, agree, is_main, launched_processes
+from alignment.processes import SaidElsewhere, agree, is_main, launched_processes, own_device
 from alignment.reference_audio import embed_files, find_reference
 from alignment.requests import read_request
 from alignment.runs import LOGS, REPORT, RESULTS, RunDirectory
@@ -90,9 +90,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     from tunejury.distribution import frechet_distance
     from tunejury.side_metrics import Hearing
 
-    device = None if arguments.device == "auto" else arguments.device
-    if processes.num_processes > 1 and device in (None, "cuda"):
-        device = str(processes.device)
+    device = own_device(arguments.device, processes)
     reward = load_reward(arguments.reward, device=device, protocol=arguments.protocol)
     hearing = Hearing(reward)
     side: dict[str, Any] = {**hearing.matches}
