@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -41,8 +42,8 @@ class Config:
     seed: int = 0
     num_processes: int = 0
     """Launched ones, of a thread each; 0: a single one of all threads."""
-    more: tuple[str, ...] = ()
-    """Further flags of the recipe, such as --more --learning-rates 1e-4 5e-4."""
+    more: str = ""
+    """Further flags of the recipe, such as --more="--learning-rates 1e-4 5e-4"."""
     work_dir: Path | None = None
     """Where the run stays, and is continued; runs/benchmarks/... if not given."""
     scaling: bool = False
@@ -75,7 +76,9 @@ def run_recipe(config: Config, folder: Path, *flags: str, num_processes: int = 0
             command += [flag, str(file)]
         command += [*QUICK, "--keep-fraction", "0.5"]
     started = time.perf_counter()
-    subprocess.run([*command, *config.more, *flags], env=environment, check=True)
+    done = subprocess.run([*command, *shlex.split(config.more), *flags], env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"the recipe ended with code {done.returncode}; the same command goes on where it stopped")
     return time.perf_counter() - started
 
 
