@@ -64,7 +64,7 @@ MODEL_TYPES = {
 }
 
 # where the components of a pipeline may come from; any other name would mean running a stranger's code
-_COMPONENT_MODULES = ("alignment.codec", "alignment.schedulers")
+_COMPONENT_MODULES = ("alignment.clocked_denoiser", "alignment.codec", "alignment.schedulers")
 _COMPONENT_LIBRARIES = ("diffusers", "transformers", "alignment")
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable
 
 import torch
 from composer import TEMPI
-from diffusers import StableAudio3DiTModel, StableAudio3Pipeline
+from diffusers import StableAudio3Pipeline
 from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5GemmaConfig, T5GemmaEncoderModel
 from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
+from alignment.clocked_denoiser import ClockedStableAudio3DiT
 from alignment.codec import SpectralCodec
 from alignment.schedulers import FlowMatchMultistepScheduler
 
@@ -54,24 +54,19 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> T5GemmaEncoderMode
     return T5GemmaEncoderModel(config)
 
 
-def rotary_frequencies() -> Tensor:
-    """Radians per patch [15]: the beats and half beats of the composer's tempi, and six of the usual ladder.
-
-    A position is known to this denoiser only by rotations, and those of the usual ladder (powers of 10,000) turn too
-    slowly or between the beats. They are saved with the weights, so the stock model class runs with these.
-    """
-    beats = {2 * math.pi * bpm / 60 / PATCH_RATE for tempo in TEMPI for bpm in (tempo, 2 * tempo)}
-    ladder = [10_000 ** (-k / 15) for k in range(2, 7)]
-    return torch.tensor(sorted({round(frequency, 6) for frequency in beats} | set(ladder), reverse=True))
+def clock_frequencies() -> tuple[float, ...]:
+    """Cycles per patch of the composer's tempi: their bars and half bars, beats, eighths and sixteenths."""
+    rates = {tempo * part / 60 for tempo in TEMPI for part in (0.25, 0.5, 1, 2, 4)}  # Hz
+    return tuple(round(rate / PATCH_RATE, 6) for rate in sorted(rates))
 
 
-def build_denoiser(latent_dim: int, width: int = 240, depth: int = 6, heads: int = 4) -> StableAudio3DiTModel:
-    denoiser = StableAudio3DiTModel(
+def build_denoiser(latent_dim: int, width: int = 240, depth: int = 6, heads: int = 4) -> ClockedStableAudio3DiT:
+    denoiser = ClockedStableAudio3DiT(
         io_channels=latent_dim, patch_size=2, embed_dim=width, depth=depth, num_heads=heads,
         cond_token_dim=TEXT_WIDTH, global_cond_dim=TEXT_WIDTH, local_add_cond_dim=1, timestep_features_dim=128,
         ff_mult=2.0, num_memory_tokens=4, use_differential_attention=False,
+        clock_frequencies=clock_frequencies(),
     )  # fmt: skip
-    denoiser.rotary_pos_emb.inv_freq.copy_(rotary_frequencies())
     nn.init.zeros_(denoiser.proj_out.weight)  # start from a zero velocity
     for block in denoiser.transformer_blocks:  # branches start small, so that depth does not add up at the start
         for branch in (block.self_attn.to_out, block.cross_attn.to_out, block.ff.proj_out):

@@ -24,7 +24,7 @@ from training_tools import Clock, ComposedClips, Ema, learning_rate, load_checkp
 
 from alignment.codec import SpectralCodec
 
-CROP_UNTIL = 0.45  # share of the budget spent on half-length crops; whole clips, whose beat begins at 0, teach tempo
+CROP_UNTIL = 0.45  # share of the budget spent on the clips' first halves, which cost half as much
 TEXT_DROPOUT = 0.12  # share of empty prompts, for classifier-free guidance
 TEMPO_SHARE = 0.9  # of captions that name the tempo: the attribute learned last
 WORD_DROPOUT = 0.05  # share of words read as unknown, so that foreign words do not derail a prompt
@@ -73,8 +73,8 @@ class Batches:
     def draw(self, size: int, frames: int, dropout: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows = self.rng.integers(0, len(self.latents), size)
         total = self.latents.shape[-1]
-        starts = self.rng.integers(0, total - frames + 1, size)
-        latents = np.stack([self.latents[r, :, s : s + frames] for r, s in zip(rows, starts, strict=True)])
+        # from the start always: pieces begin on a beat, and the denoiser has a clock
+        latents = np.stack([self.latents[row, :, :frames] for row in rows])
         prompts = [write_caption(self.clips.records[row]["attributes"], self.rng, TEMPO_SHARE) for row in rows]
         if dropout:
             prompts = ["" if self.rng.random() < TEXT_DROPOUT else prompt for prompt in prompts]
