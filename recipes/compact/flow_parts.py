@@ -12,6 +12,7 @@ from diffusers import StableAudio3Pipeline
 from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, T5GemmaConfig, T5GemmaEncoderModel
 from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
@@ -20,7 +21,7 @@ from alignment.codec import SpectralCodec
 from alignment.schedulers import FlowMatchMultistepScheduler
 
 MAX_TOKENS = 48
-PATCH_RATE = 31.25  # patches of the denoiser per second: two latents of 62.5 Hz
+LATENT_RATE = 62.5  # latents per second of the codec
 TEXT_WIDTH = 192
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
 
@@ -54,18 +55,12 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> T5GemmaEncoderMode
     return T5GemmaEncoderModel(config)
 
 
-def clock_frequencies() -> tuple[float, ...]:
-    """Cycles per patch of the composer's tempi: their bars and half bars, beats, eighths and sixteenths."""
-    rates = {tempo * part / 60 for tempo in TEMPI for part in (0.25, 0.5, 1, 2, 4)}  # Hz
-    return tuple(round(rate / PATCH_RATE, 6) for rate in sorted(rates))
-
-
 def build_denoiser(latent_dim: int, width: int = 240, depth: int = 6, heads: int = 4) -> ClockedStableAudio3DiT:
     denoiser = ClockedStableAudio3DiT(
-        io_channels=latent_dim, patch_size=2, embed_dim=width, depth=depth, num_heads=heads,
+        latent_channels=latent_dim, clock_tempi=TEMPI, latent_rate=LATENT_RATE, patch_size=2, embed_dim=width,
+        depth=depth, num_heads=heads,
         cond_token_dim=TEXT_WIDTH, global_cond_dim=TEXT_WIDTH, local_add_cond_dim=1, timestep_features_dim=128,
         ff_mult=2.0, num_memory_tokens=4, use_differential_attention=False,
-        clock_frequencies=clock_frequencies(),
     )  # fmt: skip
     nn.init.zeros_(denoiser.proj_out.weight)  # start from a zero velocity
     for block in denoiser.transformer_blocks:  # branches start small, so that depth does not add up at the start
@@ -87,11 +82,19 @@ class FlowModel(nn.Module):
 
     def forward(self, noisy: Tensor, sigma: Tensor, tokens: Tensor, mask: Tensor, seconds: Tensor) -> Tensor:
         """Velocity [B, D, L] at noise level sigma [B], conditioned exactly as StableAudio3Pipeline does."""
+        context, context_mask, duration = self._context(tokens, mask, seconds)
+        return self.denoiser(noisy, sigma, context, duration, context_mask, return_dict=False)[0]
+
+    def tempo_loss(self, tokens: Tensor, mask: Tensor, seconds: Tensor, tempo: Tensor) -> Tensor:
+        """Cross-entropy of the clock's tempo, of class indices [B] in TEMPI."""
+        context, context_mask, _ = self._context(tokens, mask, seconds)
+        return functional.cross_entropy(self.denoiser.clock.tempo_logits(context, context_mask), tempo)
+
+    def _context(self, tokens: Tensor, mask: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         text = self.text_encoder(tokens, attention_mask=mask)[0]
         duration = self.duration_embedder(seconds)
         context = torch.cat([text, duration[:, None]], dim=1)
-        context_mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        return self.denoiser(noisy, sigma, context, duration, context_mask, return_dict=False)[0]
+        return context, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), duration
 
     def pipeline(self, tokenizer: PreTrainedTokenizerFast, codec: SpectralCodec) -> StableAudio3Pipeline:
         return StableAudio3Pipeline(
