@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # components of ours, which a pipeline's files may name
-_COMPONENT_MODULES = ("alignment.codec", "alignment.schedulers")
+_COMPONENT_MODULES = ("alignment.clocked_denoiser", "alignment.codec", "alignment.schedulers")
 
 
 def load_backbone(

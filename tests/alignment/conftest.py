@@ -115,7 +115,7 @@ def wrap() -> Callable[..., Any]:
 
 LATENT_FAMILIES = {
     "stable-audio-3": ("stable-audio-3", {}),
-    "multistep": ("stable-audio-3", {"multistep": True}),
+    "compact": ("stable-audio-3", {"compact": True}),
     "ping-pong": ("stable-audio-3", {"stochastic_sampling": True}),
     "stable-audio": ("stable-audio", {}),
     "ace-step": ("ace-step", {}),
