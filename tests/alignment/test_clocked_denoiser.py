@@ -17,9 +17,9 @@ TEMPI = (60.0, 150.0)
 RATE = 50.0  # latents per second
 
 
-def clock(*logits: float) -> BeatClock:
+def clock(*logits: float, sharpness: float = 1.0) -> BeatClock:
     """One whose tempo no text changes."""
-    made = BeatClock(4, TEMPI, RATE)
+    made = BeatClock(4, TEMPI, RATE, sharpness)
     torch.nn.init.zeros_(made.tempo.weight)
     made.tempo.bias.data = torch.tensor(logits)
     return made
@@ -45,6 +45,9 @@ def test_open_tempi_are_added_by_their_probability() -> None:
     slow, fast = clock(100.0, -100.0)(text, None, 60), clock(-100.0, 100.0)(text, None, 60)
     mixed = clock(math.log(0.3), math.log(0.7))(text, None, 60)
     assert torch.allclose(mixed, 0.3 * slow + 0.7 * fast, atol=1e-5)
+    sharp = clock(math.log(0.3), math.log(0.7), sharpness=4.0)(text, None, 60)
+    weights = torch.tensor([0.3, 0.7]) ** 4
+    assert torch.allclose(sharp, (weights[0] * slow + weights[1] * fast) / weights.sum(), atol=1e-5)
 
 
 @torch.no_grad()
