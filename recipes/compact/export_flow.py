@@ -18,9 +18,11 @@ from diffusers import StableAudio3Pipeline
 from train_codec import evaluate
 from training_tools import ComposedClips, load_checkpoint
 
+# diffusers takes the denoiser and the scheduler from the modules already imported
+from alignment import clocked_denoiser, schedulers  # noqa: F401
 from alignment.codec import SpectralCodec
 
-DEFAULTS = {"duration": 8.0, "num_inference_steps": 16, "guidance_scale": 3.0}
+DEFAULTS = {"duration": 8.0, "num_inference_steps": 16, "guidance_scale": 2.5}
 CLOCK_SHARPNESS = 4.0  # while sampling; trained with 1
 CARD = Path(__file__).parent / "cards" / "compact-flow.md"
 
