@@ -80,7 +80,7 @@ def test_clips_are_judged_once(
     assert calibrate(path, "--reward", tiny_directory, "--device", "cpu", "--output", output)[0] == 0
     calibration = AnchorCalibration.load(output)
     assert calibration.reward == "tiny"
-    assert calibration.mean == pytest.approx(fit_anchors(votes).mean, abs=1e-5)
+    assert calibration.posterior.mean == pytest.approx(fit_anchors(votes).posterior.mean, abs=1e-5)
 
 
 def test_command_writes_and_prints_the_calibration(calibrate: Any, votes_file: Path, tmp_path: Path) -> None:
@@ -151,9 +151,7 @@ def test_held_out_votes_are_not_fitted() -> None:
         held_out_probabilities(votes, "c", num_folds=21)
 
 
-def test_copies_of_a_battle_fall_into_one_fold_and_are_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_copies_of_a_battle_fall_into_one_fold_and_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A copy with sides swapped is one too; two voters who disagree on a pair are not copies."""
     rows = ["x,y,a,0.5,0.1", "y,x,b,0.1,0.5", "x,y,b,0.5,0.1", "x , y,a,0.5,0.1", "x,y,a,0.5,0.2"]
     rows += ["x,x,a,1,0", "x,x,b,0,1"]
