@@ -141,7 +141,8 @@ class AnchorCalibration:
         contrast = np.zeros(len(mean))
         if system != self.reference_system:
             contrast[1:] = 1.0, -1.0
-        return _estimate(contrast @ mean, contrast @ wide, contrast @ covariance @ contrast, level)
+        variance = float(contrast @ covariance @ contrast)
+        return _estimate(float(contrast @ mean), float(contrast @ wide), variance, level)
 
     def check_reward(self, name: str) -> None:
         """Raise InputError if it says that it is for another judge than the one of this name."""
@@ -299,4 +300,4 @@ def _quantile(level: float) -> float:
 def _estimate(value: float, centre: float, variance: float, level: float) -> Estimate:
     """The value, in the interval around the centre, widened to hold it where it must be."""
     width = _quantile(level) * max(variance, 0.0) ** 0.5
-    return Estimate(float(value), float(min(value, centre - width)), float(max(value, centre + width)))
+    return Estimate(value, min(value, centre - width), max(value, centre + width))

@@ -74,8 +74,8 @@ class AnchorPrior:
 
 
 INTERVAL_PRIOR = AnchorPrior(scale_deviation=1.0, spread_median=0.75, spread_log_deviation=0.85)
-"""What intervals hold before a vote is seen. Chosen in simulation, so that they hold the truth about as often as they say
-whether systems are near together or far apart, and the judge good or blind."""
+"""What intervals hold before a vote is seen. Chosen in simulation, so that they hold the truth about as often as they
+say whether systems lie near together or far apart, and the judge is good or blind."""
 
 
 def fit_published(
