@@ -293,8 +293,26 @@ def test_uncompared_groups_are_refused_by_name() -> None:
 def test_system_that_always_wins_has_a_finite_offset(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         calibration = fit_anchors([vote("a", "b", 1)] * 500 + [vote("b", "c", 1), vote("b", "c", 0)])
-    assert "a won, or lost, each of its 500 votes" in caplog.text
+    assert "won, or lost, every one of their votes: a (500); the prior alone limits their offsets" in caplog.text
     assert 0.9 < calibration.win_probability(0.0, "a", "b") < 0.9999
+
+
+def test_many_one_sided_systems_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    votes = [vote("hub", f"s{place:02}", place % 2) for place in range(30)]
+    for fit in (fit_anchors, lambda v: fit_published(v, reference_system="hub")):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            fit(votes)
+        assert [record.getMessage().count(" (1)") for record in caplog.records] == [10]
+        assert "s09 (1) and 20 more;" in caplog.text
+
+
+def test_votes_against_the_judge_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        against = fit_anchors([vote("a", "a", 0.0, 2.0)] * 30)
+    assert against.scale < 0 and "the votes are against the judge" in caplog.text
+    caplog.clear()
+    assert fit_anchors([vote("a", "a", 1.0, 2.0)] * 30).scale > 0 and not caplog.records
 
 
 def test_single_system_calibrates_the_scale_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,11 @@ def test_pair_report_leaves_ties_out_and_counts_them() -> None:
 def test_huge_margins_stay_finite() -> None:
     report = pair_report([pair(0, 1e6, 0.0), pair(1, -1e6, 1.0), pair(2, 1e6, 1.0)], num_resamples=10)
     assert np.isfinite(report["log_loss"]) and report["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_margin_beyond_numbers_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"pair '1' has rewards 1e\+308 and -1e\+308, expected"):
+        pair_report([pair(0, 1.0, 0.0), replace(pair(1, 0.0, 1.0), reward_a=1e308, reward_b=-1e308)])
 
 
 def test_only_ties_have_no_accuracy() -> None:
