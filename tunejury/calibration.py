@@ -110,8 +110,10 @@ class AnchorCalibration:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"unknown method {self.method!r}, expected one of: {', '.join(METHODS)}")
-        if len(self.num_votes) != len(self.systems):
-            raise InputError(f"expected the votes of {len(self.systems)} systems, got {len(self.num_votes)} numbers")
+        if len(self.num_votes) != len(self.systems) or not all(isinstance(n, int) and n >= 0 for n in self.num_votes):
+            raise InputError(f"expected the numbers of votes of {len(self.systems)} systems, got {self.num_votes}")
+        if not all(isinstance(name, str) for name in (*self.systems, self.reference_system or "", self.reward or "")):
+            raise InputError("the name of a system or of the judge is no text")
         for posterior in (self.posterior, self.interval_posterior):
             posterior.check(len(self.systems))
         rest = [self.margin_deviation, 0.0 if self.log_tie is None else self.log_tie]
@@ -242,7 +244,7 @@ class AnchorCalibration:
             if not isinstance(values, Mapping) or values.get("format") != FORMAT:
                 raise InputError(f"it does not say that its format is {FORMAT!r}")
             return cls._from_dict({name: value for name, value in values.items() if name != "format"})
-        except (InputError, ValueError, TypeError, KeyError) as error:
+        except (InputError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{path} is no calibration: {' '.join(str(error).split())}") from error
 
     @classmethod

@@ -311,6 +311,9 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            header = (reader.fieldnames or [""])[0]
+            if len(reader.fieldnames or ()) == 1 and (other := next((mark for mark in ";\t|" if mark in header), "")):
+                raise InputError(f"{path}:1: columns are separated by {other!r}, expected commas")
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(
