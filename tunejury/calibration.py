@@ -244,7 +244,7 @@ class AnchorCalibration:
             if not isinstance(values, Mapping) or values.get("format") != FORMAT:
                 raise InputError(f"it does not say that its format is {FORMAT!r}")
             return cls._from_dict({name: value for name, value in values.items() if name != "format"})
-        except (InputError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (InputError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InputError(f"{path} is no calibration: {' '.join(str(error).split())}") from error
 
     @classmethod

@@ -47,8 +47,8 @@ def held_out_probabilities(
     groups = sorted(set(keys))
     if not 2 <= num_folds <= len(groups):
         raise InputError(
-            f"{num_folds} folds of {len(groups)} prompts (or battles without one), expected 2 folds or more and at least "
-            "one prompt for each: ask for fewer folds or give more votes"
+            f"{num_folds} folds of {len(groups)} prompts (or battles without one), expected 2 folds or more and a "
+            "prompt for each: ask for fewer folds or give more votes"
         )
     random.Random(seed).shuffle(groups)
     fold_of = {group: place % num_folds for place, group in enumerate(groups)}

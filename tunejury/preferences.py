@@ -265,7 +265,7 @@ def number(value: Any, name: str, where: str) -> float | None:
         return None
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if isinstance(value, bool) or not math.isfinite(result):
         raise InputError(f"{where}: {name} is {value!r:.60}, expected a finite number")

@@ -98,7 +98,7 @@ def _columns_of_numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     def is_number(value: Any) -> bool:
         try:
             return value in (None, "") or np.isfinite(float(value))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return False
 
     names = [name for name in rows[0] if str(name).lower() not in NO_RATINGS]

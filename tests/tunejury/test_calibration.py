@@ -404,6 +404,8 @@ def test_saved_and_loaded_is_equal(fitted: AnchorCalibration, tmp_path: Path) ->
         lambda v: v["interval_posterior"].update(unseen_deviation=-1.0), lambda v: v["num_votes"].pop(),
         lambda v: v.update(systems=5), lambda v: v["posterior"].update(unseen_deviation="wide"),
         lambda v: v.update(reference_system="nobody"), lambda v: v.update(margin_deviation=-1.0),
+        lambda v: v["num_votes"].__setitem__(0, "many"), lambda v: v["systems"].__setitem__(0, None),
+        lambda v: v["posterior"]["mean"].__setitem__(0, 10**400),
     ],
 )  # fmt: skip
 def test_damaged_file_is_one_line(fitted: AnchorCalibration, tmp_path: Path, damage: Callable[[dict], object]) -> None:
@@ -416,7 +418,7 @@ def test_damaged_file_is_one_line(fitted: AnchorCalibration, tmp_path: Path, dam
         AnchorCalibration.load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.json").write_bytes(content)
     with pytest.raises(InputError, match="is no calibration"):

@@ -134,6 +134,8 @@ def test_bad_row_is_one_line(folder: Path, change: dict[str, Any], message: str)
         ("votes.csv", b"prompt,winner\na\n", ":2: expected 2 columns"),
         ("votes.csv", b"prompt,winner\na,b,c\n", ":2: expected 2 columns"),
         ("votes.csv", b'prompt,winner\n"a,b', "damaged CSV"),
+        ("votes.csv", b"prompt;winner\np;a\n", ":1: columns are separated by ';'"),
+        ("votes.jsonl", b'{"winner": "a", "reward_a": 1' + b"0" * 400 + b"}", ":1: reward_a is 10+"),
         ("votes.txt", b"", "expected a file of type .jsonl, .csv, .json"),
     ],
 )
