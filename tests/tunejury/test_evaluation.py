@@ -336,6 +336,10 @@ def test_cmi_rewardbench_is_judged_and_measured(evaluate: Any, clips: list[Path]
 def test_real_votes_with_rewards_need_no_judge(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(MUSIC_ARENA), "--reward", "no such judge", "--json"]) == 0
     assert round(json.loads(capsys.readouterr().out)["pairs"]["accuracy"], 4) == 0.5369
+    musiccaps = MUSIC_ARENA.parents[1] / "published/musiccaps_teacher_vs_human.csv"
+    assert main(["evaluate", str(musiccaps), "--ratings", "CE", "CU", "PQ", "--json"]) == 0
+    scales = json.loads(capsys.readouterr().out)["ratings"]["scales"]
+    assert [round(scales[name]["spearman"], 3) for name in scales] == [0.663, 0.595, 0.533]
 
 
 @pytest.mark.parametrize(
