@@ -174,7 +174,7 @@ def battles(config: Config) -> Iterator[Row]:
         # 205 of 400 are printed as 51.3: halves go up, which formatting alone does not do
         yield Row(f"raw agreement (%), absolute margin {name}", published, f"{value + 1e-9:.1f}", value)
     margin = float(np.mean([abs(a) for a in margins_and_outcomes([votes[i] for i in ids])[0]]))
-    # published from another scoring than the table's, which has the raw and calibrated rows exactly
+    # not what the table gives, which has the raw and calibrated rows exactly: published from other rewards, perhaps
     yield Row("mean absolute margin, 598 of Feb-Mar battles", "0.560", f"{margin:.3f}", margin)
     for system, won, name, published in (
         ("acestep-1.5-turbo-1.7b", 0.0, "higher reward in battles it lost", "73.6"),

@@ -76,7 +76,7 @@ class AnchorPrior:
         return np.asarray(2.0 ** (np.arange(-steps, steps + 1) / 2))
 
 
-INTERVAL_PRIOR = AnchorPrior(scale_deviation=0.7, spread_median=1.0, spread_log_deviation=1.0, spread_range=8.0)
+INTERVAL_PRIOR = AnchorPrior(scale_deviation=0.7, spread_median=0.9, spread_log_deviation=1.0, spread_range=8.0)
 """What intervals hold before a vote is seen. Chosen in simulation, so that they hold the truth about as often as they
 say whether systems lie near together or far apart, and the judge is good or blind."""
 
