@@ -82,14 +82,17 @@ def main(config: Config) -> None:
         except FileNotFoundError as error:
             print(f"| {part.__name__}: skipped, {error.filename} is absent | | | |")
     comparison: list[dict[str, Any]] = []
+    others: dict[str, Any] = {}
     try:
         votes, ids = read_battles(config.data_dir)
         comparison = compare(votes, ids, 5 if config.quick else config.comparison_seeds)
+        others = compare_on_others(votes, ids)
     except FileNotFoundError as error:
         print(f"comparison of calibrations: skipped, {error.filename} is absent")
     if config.output is not None:
         rows_out = [{**asdict(row), "same": row.same} for row in rows]
-        text = json.dumps({"machine": machine, "figures": rows_out, "comparison": comparison}, indent=1)
+        report = {"machine": machine, "figures": rows_out, "comparison": comparison, "other_battles": others}
+        text = json.dumps(report, indent=1)
         config.output.write_text(text + "\n")
 
 
@@ -231,6 +234,17 @@ def compare(votes: dict[str, PreferencePair], ids: Sequence[str], num_seeds: int
         )
         table.append({"num_anchors": count, "seeds": num_seeds, **means, "accuracy_gain_standard_error": error})
     return table
+
+
+def compare_on_others(votes: dict[str, PreferencePair], ids: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Methods fitted to the whole slice and tested on the battles of the file outside it."""
+    train, test = [votes[i] for i in ids], [vote for name, vote in votes.items() if name not in set(ids)]
+    fits = {"raw": published_method([]), "published": published_method(train), "default": fit_anchors(train)}
+    results = {name: measure(fit, test) for name, fit in fits.items()}
+    print(f"\nfitted to the {len(train)} battles of the slice, tested on the other {len(test)} of the file:")
+    for name, figures in results.items():
+        print(f"{name}: accuracy {100 * figures['accuracy']:.1f} %, log loss {figures['log_loss']:.3f}")
+    return results
 
 
 def read_battles(data_dir: Path) -> tuple[dict[str, PreferencePair], list[str]]:
