@@ -93,6 +93,10 @@ def run(arguments: Arguments) -> tuple[Path, dict[str, Any]]:
     )  # fmt: skip
     reference = calibration.reference_system or ""
     outcomes = [vote.target for vote in votes]
+    if set(outcomes) == {0.5}:
+        raise InputError(
+            f"all {len(votes)} votes are ties, on which nothing can be measured; `tunejury calibrate` only fits"
+        )
     probabilities = held_out_probabilities(votes, reference, num_folds=arguments.num_folds, seed=arguments.seed)
     groups = [vote.prompt or vote.pair_id for vote in votes]
     held_out = {
@@ -145,7 +149,7 @@ def show(output_dir: Path, summary: dict[str, Any]) -> None:
 
 def main() -> None:
     arguments = read_flags(lambda: tyro.cli(Arguments))
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         show(*run(arguments))
     except (AlignmentInputError, InputError, OSError) as error:
