@@ -62,7 +62,7 @@ class ClockedStableAudio3DiT(StableAudio3DiTModel):
     the beats of a tempo lie.
 
     Args:
-        latent_channels: of the latents that go in and out; the stock model's own channels are these and the clock's.
+        io_channels: of the latents and, behind them, 2 * len(HARMONICS) of the clock.
         clock_tempi: beats per minute the clock may run at.
         latent_rate: latents per second.
         clock_sharpness: of the BeatClock.
@@ -72,7 +72,7 @@ class ClockedStableAudio3DiT(StableAudio3DiTModel):
     @register_to_config
     def __init__(
         self,
-        latent_channels: int,
+        io_channels: int,
         clock_tempi: tuple[float, ...],
         latent_rate: float,
         patch_size: int = 1,
@@ -89,7 +89,7 @@ class ClockedStableAudio3DiT(StableAudio3DiTModel):
         clock_sharpness: float = 1.0,
     ) -> None:
         super().__init__(
-            io_channels=latent_channels + 2 * len(HARMONICS),
+            io_channels=io_channels,
             patch_size=patch_size,
             embed_dim=embed_dim,
             depth=depth,
@@ -114,7 +114,7 @@ class ClockedStableAudio3DiT(StableAudio3DiTModel):
         local_add_cond: Tensor | None = None,
         return_dict: bool = True,
     ) -> StableAudio3DiTModelOutput | tuple[Any, ...]:
-        """As the stock model: noisy latents [B, latent_channels, L] -> velocity of the same shape."""
+        """As the stock model: noisy latents [B, io_channels - 2 * len(HARMONICS), L] -> velocity of the same shape."""
         channels, length = hidden_states.shape[1:]
         clock = self.clock(encoder_hidden_states, encoder_attention_mask, length).to(hidden_states.dtype)
         (output,) = super().forward(

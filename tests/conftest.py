@@ -111,7 +111,7 @@ def stable_audio_3(
     from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
     from alignment import SpectralCodec
-    from alignment.clocked_denoiser import ClockedStableAudio3DiT
+    from alignment.clocked_denoiser import HARMONICS, ClockedStableAudio3DiT
     from alignment.schedulers import FlowMatchMultistepScheduler
 
     width = 16
@@ -127,7 +127,7 @@ def stable_audio_3(
         "num_memory_tokens": 2, "use_differential_attention": False,
     }  # fmt: skip
     denoiser = (
-        ClockedStableAudio3DiT(latent_channels=4, clock_tempi=(60.0, 140.0), latent_rate=62.5, **shape)
+        ClockedStableAudio3DiT(io_channels=4 + 2 * len(HARMONICS), clock_tempi=(60.0, 140.0), latent_rate=62.5, **shape)
         if compact
         else StableAudio3DiTModel(io_channels=4, **shape)
     )

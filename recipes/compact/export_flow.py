@@ -70,9 +70,13 @@ def main(config: Config) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     pipeline.to(torch.float16)
     pipeline.save_pretrained(staging)
-    for path in staging.rglob("*.json"):  # diffusers notes the folder it loaded from, which means nothing elsewhere
+    for path in staging.rglob("*.json"):
         content = json.loads(path.read_text())
-        if content.pop("_name_or_path", None) is not None:
+        # the folder it was loaded from means nothing elsewhere, and half the components in half precision run nowhere
+        changed = content.pop("_name_or_path", None) is not None
+        if "dtype" in content:
+            content["dtype"], changed = "float32", True
+        if changed:
             path.write_text(json.dumps(content, indent=2) + "\n")
     (staging / "generation_config.json").write_text(json.dumps(DEFAULTS, indent=1) + "\n")
     size = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file()) / 1e6

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, T5GemmaConfig, T5GemmaEncoderModel
 from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
-from alignment.clocked_denoiser import ClockedStableAudio3DiT
+from alignment.clocked_denoiser import HARMONICS, ClockedStableAudio3DiT
 from alignment.codec import SpectralCodec
 from alignment.schedulers import FlowMatchMultistepScheduler
 
@@ -57,8 +57,8 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> T5GemmaEncoderMode
 
 def build_denoiser(latent_dim: int, width: int = 240, depth: int = 6, heads: int = 4) -> ClockedStableAudio3DiT:
     denoiser = ClockedStableAudio3DiT(
-        latent_channels=latent_dim, clock_tempi=TEMPI, latent_rate=LATENT_RATE, patch_size=2, embed_dim=width,
-        depth=depth, num_heads=heads,
+        io_channels=latent_dim + 2 * len(HARMONICS), clock_tempi=TEMPI, latent_rate=LATENT_RATE, patch_size=2,
+        embed_dim=width, depth=depth, num_heads=heads,
         cond_token_dim=TEXT_WIDTH, global_cond_dim=TEXT_WIDTH, local_add_cond_dim=1, timestep_features_dim=128,
         ff_mult=2.0, num_memory_tokens=4, use_differential_attention=False,
     )  # fmt: skip

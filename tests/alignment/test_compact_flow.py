@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
+from diffusers import StableAudio3Pipeline
 
 from alignment import load_backbone
 from alignment.backbones.known import SHIPPED
@@ -94,3 +97,12 @@ def test_it_stays_small_and_says_where_it_comes_from():
     assert sum(path.stat().st_size for path in files) <= 25e6
     card = (COMPACT_FLOW / "README.md").read_text()
     assert "license: apache-2.0" in card and "FluidR3_GM" in card and "Limits" in card
+
+
+def test_every_component_loads_in_one_precision():
+    """Also where nobody asks for a dtype, as in plain diffusers."""
+    for module in ("clocked_denoiser", "codec", "schedulers"):
+        importlib.import_module(f"alignment.{module}")
+    pipeline = StableAudio3Pipeline.from_pretrained(COMPACT_FLOW)
+    dtypes = {part.dtype for part in pipeline.components.values() if isinstance(part, torch.nn.Module)}
+    assert dtypes == {torch.float32}
