@@ -27,6 +27,8 @@ class FlowMatchMultistepScheduler(FlowMatchEulerDiscreteScheduler):
     Source: Lu et al., DPM-Solver++, arXiv 2211.01095, algorithm 2.
     """
 
+    _previous: Tensor | None = None  # the clean estimate of the step before
+
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """As the parent's, and forgets the run before.
 
@@ -36,7 +38,7 @@ class FlowMatchMultistepScheduler(FlowMatchEulerDiscreteScheduler):
         if self.config["stochastic_sampling"]:
             raise ValueError("FlowMatchMultistepScheduler does not sample stochastically; use the Euler scheduler")
         super().set_timesteps(*args, **kwargs)
-        self._previous: Tensor | None = None  # the clean estimate of the step before
+        self._previous = None
 
     def step(  # type: ignore[override]
         self,

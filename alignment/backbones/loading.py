@@ -129,7 +129,7 @@ def _load_parts(backbone_class: Any, directory: Path, dtype: torch.dtype) -> tup
     if hasattr(backbone_class, "load_parts"):
         parts: tuple[Any, ...] = backbone_class.load_parts(directory, dtype)
         return parts
-    for module in _COMPONENT_MODULES:  # diffusers takes other people's components from the modules already imported
+    for module in _COMPONENT_MODULES:  # diffusers finds our classes in modules already imported only
         importlib.import_module(module)
     return (
         backbone_class.pipeline_class.from_pretrained(

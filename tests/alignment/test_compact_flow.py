@@ -106,3 +106,11 @@ def test_every_component_loads_in_one_precision():
     pipeline = StableAudio3Pipeline.from_pretrained(COMPACT_FLOW)
     dtypes = {part.dtype for part in pipeline.components.values() if isinstance(part, torch.nn.Module)}
     assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize(("word", "tempi"), [("slow", {60, 80}), ("medium tempo", {100, 120}), ("fast", {140, 160})])
+def test_the_clock_reads_the_tempo(backbone, word, tempi):
+    (encoded,) = backbone.encode_prompts([f"{word} jazz with piano"], 2.0).encoded.values()
+    clock = backbone.pipeline.transformer.clock
+    read = clock.tempo_logits(encoded["prompt_embeds"], encoded["encoder_attention_mask"]).argmax()
+    assert clock.tempi[read] in tempi
