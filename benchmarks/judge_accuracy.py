@@ -148,18 +148,22 @@ def measure_teacher(judge: RewardModel, tracks: list[tuple[dict[str, str], NDArr
 
 
 def measure_faults(judge: RewardModel, wavs: list[torch.Tensor], what: str, quick: bool) -> dict[str, Any]:
-    """Share of clips whose clean version beats the degraded one."""
+    """Share of clips whose clean version beats the degraded one, and of the steps down from clean to mild to moderate to
+    strong that cost reward."""
     clean = score(judge, wavs)
     strengths = ("moderate",) if quick else STRENGTHS
+    columns = strengths if quick else (*strengths, "steps in order")
     table: dict[str, dict[str, float]] = {}
     print(f"\nClean over degraded, {len(wavs)} {what}")
-    print(f"| fault | {' | '.join(strengths)} |\n|---|{'---|' * len(strengths)}")
+    print(f"| fault | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for kind in DEGRADATIONS:
-        table[kind] = {}
+        rungs = [clean]
         for strength in strengths:
-            spoiled = score(judge, [degrade(wav, kind, strength, seed) for seed, wav in enumerate(wavs)])
-            table[kind][strength] = float((clean > spoiled).mean())
-        print(f"| {kind} | " + " | ".join(f"{table[kind][s]:.3f}" for s in strengths) + " |", flush=True)
+            rungs.append(score(judge, [degrade(wav, kind, strength, seed) for seed, wav in enumerate(wavs)]))
+        rates = [float((clean > spoiled).mean()) for spoiled in rungs[1:]]
+        rates.append(float(np.mean([better > worse for better, worse in zip(rungs, rungs[1:], strict=False)])))
+        table[kind] = dict(zip(columns, rates, strict=False))
+        print(f"| {kind} | " + " | ".join(f"{rate:.3f}" for rate in table[kind].values()) + " |", flush=True)
     return table
 
 

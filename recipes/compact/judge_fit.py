@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from judge_cache import Cache
 from judge_data import ComposedClips, Track
-from judge_quality import add_quality
+from judge_quality import QualityConfig, add_quality
 from pretrain_judge import Pretraining, contrast, shorten
 from prompt_words import near_miss, training_prompt
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class FitConfig:
     weight_decay: float = 0.05
     rank_weight: float = 0.5
     quality_weight: float = 3.0
-    """Weight of agreeing with the linear estimate of the teacher's reward (judge_quality.py) on every clean clip."""
+    """Weight of agreeing with the estimate of the teacher's reward (judge_quality.py) on every clean clip."""
     teacher_weight: float = 0.1
     """Weight of the training tracks' own rewards on top of it."""
     ladder_weight: float = 0.8
@@ -43,6 +43,7 @@ class FitConfig:
     development prompts, within what chance allows. The unprompted reward does not change."""
     tracks: int = 64
     clips: int = 64
+    quality: QualityConfig = field(default_factory=QualityConfig)
     seed: int = 0
 
 
@@ -67,7 +68,7 @@ class Judge(nn.Module):
         return embedding
 
     def reward(self, audio: Tensor, text: Tensor) -> Tensor:
-        """Embeddings [B, dim] and [B, text dim] -> reward [B]: the linear estimate, corrected by the head."""
+        """Embeddings [B, dim] and [B, text dim] -> reward [B]: the estimate's linear part, corrected by the head."""
         return audio[:, -1] + self.head(torch.cat([audio, self.match(audio, text)], dim=-1))
 
     @torch.no_grad()
@@ -139,7 +140,7 @@ def fit(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     rewards = torch.tensor([track.reward for track in tracks])
-    add_quality(pretrained, cache, rewards, rows)
+    estimate = add_quality(pretrained, cache, tracks, rows, config.quality)
     judge = Judge(pretrained, config).train()
     text_parameters = list(judge.text.parameters())
     judge.audio.requires_grad_(False)  # 257 rewards are too few to change what it hears: it learns them by heart
@@ -183,7 +184,7 @@ def fit(
         teacher = rewards[chosen]
         loss = config.teacher_weight * teacher_loss(mean, teacher, config.rank_weight)
         sound = torch.cat([mean, one, fine, read])
-        quality = torch.cat([clean.mean(1), clean[:, 0], good, tagged])[:, -1]  # the embedding's last dimension
+        quality = estimate(torch.cat([clean.mean(1), clean[:, 0], good, tagged]))
         loss = loss + config.quality_weight * teacher_loss(sound, quality, config.rank_weight)
         ladder = ladder_loss(one, off, cache.track_strength[chosen, at[:, 0]])
         ladder = ladder + ladder_loss(fine, poor, cache.clip_strength[picked])

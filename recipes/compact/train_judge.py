@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import tyro
 from judge_cache import Cache, load_or_build
 from judge_data import ComposedClips, Track, load_tracks
 from judge_fit import FitConfig, Judge, fit, predict
-from judge_quality import add_quality
+from judge_quality import add_quality, embed_tracks, resampled
 from pretrain_judge import JudgeName, Pretraining, checkpoint_path
 
 from tunejury.config import HeadConfig, InputBlock, RewardConfig
@@ -50,6 +51,8 @@ class Config:
     """Folds of the cross-validation; 0 leaves it out."""
     leave_one_collection_out: bool = True
     """Report the agreement on each collection of at least 12 training tracks from an estimate without it."""
+    members: int = 32
+    """Of the ensemble that tells the judge's uncertainty."""
     fit: FitConfig = field(default_factory=FitConfig)
     seed: int = 0
     """Of the windows and faults in the cache; `--fit.seed` is that of the fit."""
@@ -76,21 +79,36 @@ def load_pretrained(path: Path, judge: JudgeName) -> Pretraining:
     return model
 
 
-@torch.no_grad()
+def piece_folds(tracks: list[Track], rows: np.ndarray, folds: int) -> dict[str, np.ndarray]:
+    """The tracks `rows` in parts that share no piece."""
+    groups = sorted({tracks[i].group for i in rows})
+    fold = dict(zip(groups, np.random.default_rng(0).permutation(len(groups)) % folds, strict=True))
+    return {f"fold {k}": np.array([i for i in rows if fold[tracks[i].group] == k]) for k in range(folds)}
+
+
+def large_collections(tracks: list[Track], rows: np.ndarray, least: int = 12) -> dict[str, np.ndarray]:
+    """The tracks of every collection with at least `least` of the tracks `rows`, the largest first."""
+    counts = Counter(tracks[i].collection for i in rows)
+    large = [name for name, count in counts.most_common() if count >= least]
+    return {name: np.array([i for i in rows if tracks[i].collection == name]) for name in large}
+
+
 def left_out_estimates(
-    pretrained: Pretraining, cache: Cache, tracks: list[Track], parts: list[np.ndarray]
-) -> np.ndarray:
-    """The linear estimate [tracks] of every part from the other training tracks; the head hardly changes it."""
+    pretrained: Pretraining, cache: Cache, tracks: list[Track], parts: list[np.ndarray], config: Config
+) -> tuple[np.ndarray, np.ndarray]:
+    """The estimate of every part from the other training tracks and how far the ensemble's members lie apart there,
+    [tracks] each; the head hardly changes the estimate.
+    """
     rows = np.array([i for i, track in enumerate(tracks) if not track.is_test])
-    rewards = torch.tensor([track.reward for track in tracks])
-    out = np.full(len(tracks), np.nan)
+    out, spread = np.full(len(tracks), np.nan), np.full(len(tracks), np.nan)
     for part in parts:
-        model = copy.deepcopy(pretrained)
-        add_quality(model, cache, rewards, np.setdiff1d(rows, part))
-        statistics = model.audio.normalize(cache.tracks[part].flatten(0, 1))
-        embedding = model.audio.linear(statistics) + model.audio.mlp(statistics)
-        out[part] = embedding[:, -1].unflatten(0, (len(part), -1)).mean(1).numpy()
-    return out
+        known, model = np.setdiff1d(rows, part), copy.deepcopy(pretrained)
+        embedding, _ = embed_tracks(model, cache, part)
+        members = resampled(model, cache, tracks, known, config.fit.quality, config.members, config.fit.seed)
+        spread[part] = members(embedding).std(1).detach().numpy()
+        estimate = add_quality(model, cache, tracks, known, config.fit.quality)
+        out[part] = estimate(embed_tracks(model, cache, part)[0]).detach().numpy()
+    return out, spread
 
 
 def report(name: str, predicted: np.ndarray, tracks: list[Track], rows: np.ndarray) -> dict[str, float]:
@@ -100,8 +118,22 @@ def report(name: str, predicted: np.ndarray, tracks: list[Track], rows: np.ndarr
     return figures
 
 
-def assemble(judge: Judge, config: FitConfig, name: JudgeName) -> RewardModel:
-    """The judge as a `RewardModel` of the toolkit."""
+def report_spread(spread: np.ndarray, predicted: np.ndarray, tracks: list[Track], rows: np.ndarray) -> dict[str, Any]:
+    """Whether the error grows with the spread: their rank correlation, and the error in thirds of growing spread."""
+    error = np.abs(predicted[rows] - np.array([tracks[i].reward for i in rows]))
+    thirds = np.array_split(np.argsort(spread[rows]), 3)
+    rms = [float(np.sqrt(np.square(error[third]).mean())) for third in thirds]
+    figures = {"spearman": spearman(spread[rows], error), "rms_error": rms, "mean_spread": float(spread[rows].mean())}
+    print(
+        f"uncertainty: mean {figures['mean_spread']:.2f}, Spearman with the error {figures['spearman']:.3f}, error in "
+        f"thirds of growing uncertainty {', '.join(f'{value:.2f}' for value in rms)}",
+        flush=True,
+    )
+    return figures
+
+
+def assemble(judge: Judge, config: FitConfig, name: JudgeName, members: torch.nn.Linear) -> RewardModel:
+    """The judge as a `RewardModel` of the toolkit, with `members` of the embedding before the estimate was added."""
     audio, text = judge.audio, judge.text
     head = judge.whole_head()
     widths = tuple(layer.num_features for layer in head.net if isinstance(layer, torch.nn.BatchNorm1d))
@@ -113,11 +145,18 @@ def assemble(judge: Judge, config: FitConfig, name: JudgeName) -> RewardModel:
         audio.name: {"kind": AUDIO_KIND[name], **asdict(audio.config), "dim": audio.dim},
         text.name: {"kind": "compact-text", **asdict(text.config)},
     }
-    model = RewardModel(RewardConfig(name, LICENSE, encoders, blocks, HeadConfig(widths, config.dropout), "release"))
+    heads = HeadConfig(widths, config.dropout)
+    count, read = members.weight.shape
+    model = RewardModel(RewardConfig(name, LICENSE, encoders, blocks, heads, "release", ensemble=count))
     model.encoders[audio.name].load_state_dict(audio.state_dict())
     model.encoders[text.name].load_state_dict(text.state_dict())
     model.products["1"].load_state_dict(judge.match.state_dict())
     model.head.load_state_dict(head.state_dict())
+    assert model.ensemble is not None
+    with torch.no_grad():
+        model.ensemble.weight.zero_()
+        model.ensemble.weight[:, :read] = members.weight
+        model.ensemble.bias.copy_(members.bias)
     return model
 
 
@@ -133,25 +172,23 @@ def main(config: Config) -> None:
         path, pretrained.audio, tracks, clips, targets, config.windows, min(config.num_clips, len(clips)), config.seed
     )
     train = np.array([i for i, track in enumerate(tracks) if not track.is_test])
-    figures: dict[str, object] = {}
+    figures: dict[str, Any] = {}
     if config.folds:
-        groups = sorted({tracks[i].group for i in train})
-        fold = dict(zip(groups, np.random.default_rng(0).permutation(len(groups)) % config.folds, strict=True))
-        parts = [np.array([i for i in train if fold[tracks[i].group] == k]) for k in range(config.folds)]
-        predicted = left_out_estimates(pretrained, cache, tracks, parts)
+        parts = list(piece_folds(tracks, train, config.folds).values())
+        predicted, spread = left_out_estimates(pretrained, cache, tracks, parts, config)
         figures["cross_validation"] = report("cross-validation", predicted, tracks, train)
+        figures["uncertainty"] = report_spread(spread, predicted, tracks, train)
     if config.leave_one_collection_out:
-        counts = Counter(tracks[i].collection for i in train)
-        large = [name for name, count in counts.most_common() if count >= 12]
-        parts = [np.array([i for i in train if tracks[i].collection == name]) for name in large]
-        predicted = left_out_estimates(pretrained, cache, tracks, parts)
-        each = {name: report(name, predicted, tracks, part) for name, part in zip(large, parts, strict=True)}
-        each["all together"] = report("collections left out", predicted, tracks, np.concatenate(parts))
+        large = large_collections(tracks, train)
+        predicted, _ = left_out_estimates(pretrained, cache, tracks, list(large.values()), config)
+        each = {name: report(name, predicted, tracks, part) for name, part in large.items()}
+        each["all together"] = report("collections left out", predicted, tracks, np.concatenate(list(large.values())))
         figures["leave_one_collection_out"] = each
+    members = resampled(pretrained, cache, tracks, train, config.fit.quality, config.members, config.fit.seed)
     judge = fit(pretrained, cache, tracks, clips, train, config.fit, log=lambda line: print(line, flush=True))
     test = np.array([i for i, track in enumerate(tracks) if track.is_test])
     report("test tracks", predict(judge, cache, np.arange(len(tracks))), tracks, test)
-    model = assemble(judge, config.fit, config.judge)
+    model = assemble(judge, config.fit, config.judge, members)
     output_dir = config.output_dir or config.data_dir / f"judge-{config.judge}"
     model.save_pretrained(output_dir, weights_dtype=torch.float16)
     names = sorted(track.name for track in tracks if track.is_test)

@@ -1,9 +1,13 @@
 """Write a shipped judge's card: its text in cards/, with the figures its measurements printed.
 
-python benchmarks/judge_accuracy.py --reward data/compact/judge-compact-b --output accuracy-b.json
-python benchmarks/judge_agreement.py accuracy.json accuracy-b.json --output agreement.json
-python recipes/compact/write_judge_card.py --judge compact-b --directory data/compact/judge-compact-b
-    --accuracy accuracy-b.json --agreement agreement.json
+    python benchmarks/judge_accuracy.py --reward data/compact/judge-compact --output accuracy.json
+    python benchmarks/judge_reliability.py accuracy.json --output reliability.json
+    python benchmarks/demo_clips.py --reward data/compact/judge-compact --output demo.json
+    python recipes/compact/judge_ablation.py --teacher-dir DIR --output ablation.json
+    python recipes/compact/write_judge_card.py --judge compact --directory data/compact/judge-compact
+        --accuracy accuracy.json --reliability reliability.json --demo demo.json --ablation ablation.json
+
+The second judge's card also takes `--agreement`, of benchmarks/judge_agreement.py. What is not given is left out.
 """
 
 from __future__ import annotations
@@ -39,6 +43,12 @@ class Config:
     """Output of benchmarks/judge_accuracy.py."""
     agreement: Path | None = None
     """Output of benchmarks/judge_agreement.py."""
+    reliability: Path | None = None
+    """Output of benchmarks/judge_reliability.py."""
+    demo: Path | None = None
+    """Output of benchmarks/demo_clips.py."""
+    ablation: Path | None = None
+    """Output of judge_ablation.py."""
     note: str = ""
     """Put before the figures: how the measurements differed from the default."""
 
@@ -66,17 +76,33 @@ def accuracy_tables(results: dict[str, Any], fit: dict[str, Any] | None) -> list
 
 
 def fit_line(fit: dict[str, Any]) -> str:
-    """The linear estimate on training tracks it had not seen."""
+    """The estimate on training tracks it had not seen."""
     parts = []
     for name, figures in (
         ("in folds by piece", fit["cross_validation"]),
         ("leaving a collection out", fit["leave_one_collection_out"]["all together"]),
     ):
         parts.append(f"Spearman {figures['spearman']:.3f} and pairs over 1 {figures['pairs']:.3f} {name}")
-    return (
-        f"Training tracks, linear estimate fitted without them: {', '.join(parts)} (all collections of at least 12 "
+    line = (
+        f"Training tracks, estimate fitted without them: {', '.join(parts)} (all collections of at least 12 "
         "tracks pooled; `train_judge.py` prints both; the encoder had heard these tracks, not their rewards)."
     )
+    if "uncertainty" not in fit:
+        return line
+    doubt = fit["uncertainty"]
+    thirds = ", ".join(f"{value:.2f}" for value in doubt["rms_error"])
+    return (
+        f"{line} Uncertainty, in the same folds: mean {doubt['mean_spread']:.2f}; its rank correlation with the error "
+        f"is {doubt['spearman']:.2f}, the root mean square error in thirds of growing uncertainty {thirds}."
+    )
+
+
+def tables_of(path: Path | None, heading: str, *keys: str) -> list[list[str]]:
+    """A heading and the lines that a measurement kept under `keys`; nothing for a measurement that is not given."""
+    if path is None:
+        return []
+    kept = json.loads(path.read_text())
+    return [[heading], *(kept[key] for key in keys)]
 
 
 def main(config: Config) -> None:
@@ -91,8 +117,11 @@ def main(config: Config) -> None:
     kept = config.directory / "fit.json"
     fit = json.loads(kept.read_text()) if kept.exists() else None
     blocks = [[config.note], accuracy_tables(json.loads(config.accuracy.read_text()), fit)]
-    if config.agreement is not None:
-        blocks.append(json.loads(config.agreement.read_text())["table"])
+    blocks += tables_of(config.reliability, "### Reliability", "table")
+    blocks += tables_of(config.agreement, "### Beside the other judge", "table")
+    blocks += tables_of(config.demo, "### The six published clips", "table")
+    blocks += tables_of(config.ablation, "### What each part is worth", "table")
+    blocks += tables_of(config.reliability, "### Where it fails", "failures")
     text = text.replace("FIGURES", "\n\n".join("\n".join(block) for block in blocks if any(block)))
     (config.directory / "README.md").write_text(text)
     print(f"{config.directory / 'README.md'}: {len(text.splitlines())} lines")
