@@ -148,8 +148,8 @@ def measure_teacher(judge: RewardModel, tracks: list[tuple[dict[str, str], NDArr
 
 
 def measure_faults(judge: RewardModel, wavs: list[torch.Tensor], what: str, quick: bool) -> dict[str, Any]:
-    """Share of clips whose clean version beats the degraded one, and of the steps down from clean to mild to moderate to
-    strong that cost reward."""
+    """Share of clips whose clean version beats the degraded one, and of the steps down the ladder (clean, mild,
+    moderate, strong) that cost reward."""
     clean = score(judge, wavs)
     strengths = ("moderate",) if quick else STRENGTHS
     columns = strengths if quick else (*strengths, "steps in order")

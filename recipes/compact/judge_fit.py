@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tunejury.head import RewardHead
 
-LIFT = 32.0  # rewards; the estimate never falls this low
+LIFT = 32.0  # rewards; the linear part never falls this low
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def whole_head(self) -> RewardHead:
-        """The head with the linear estimate inside: one more unit per layer hands it through.
+        """The head with the linear part of the estimate inside: one more unit per layer hands it through.
 
         The unit adds `LIFT` before each rectifier, far above what the estimate can fall to, and the last layer takes it
         off again, so nothing is bent.
