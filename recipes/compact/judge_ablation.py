@@ -31,8 +31,6 @@ HEADS: dict[str, dict[str, Any]] = {
     "all": {},
     "faults": {"ladder_weight": 0.0},
     "prompts": {"with_prompts": False},
-    "teacher's rewards on top of the estimate": {"teacher_weight": 0.0},
-    "estimate": {"quality_weight": 0.0},
 }
 
 
@@ -74,7 +72,7 @@ def ablate_estimate(pretrained: Pretraining, cache: Cache, tracks: list[Track], 
             for part in parts.values():
                 model = copy.deepcopy(pretrained)
                 estimate = add_quality(model, cache, tracks, np.setdiff1d(rows, part), quality)
-                predicted[part] = estimate(embed_tracks(model, cache, part)[0]).detach().numpy()
+                predicted[part] = estimate(embed_tracks(model, cache, part)).numpy()
             told = np.concatenate(list(parts.values()))
             teacher = np.array([tracks[i].reward for i in told])
             out[name][split] = {

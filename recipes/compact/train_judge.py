@@ -103,11 +103,11 @@ def left_out_estimates(
     out, spread = np.full(len(tracks), np.nan), np.full(len(tracks), np.nan)
     for part in parts:
         known, model = np.setdiff1d(rows, part), copy.deepcopy(pretrained)
-        embedding, _ = embed_tracks(model, cache, part)
         members = resampled(model, cache, tracks, known, config.fit.quality, config.members, config.fit.seed)
-        spread[part] = members(embedding).std(1).detach().numpy()
         estimate = add_quality(model, cache, tracks, known, config.fit.quality)
-        out[part] = estimate(embed_tracks(model, cache, part)[0]).detach().numpy()
+        embedding = embed_tracks(model, cache, part)
+        spread[part] = members(embedding[:, :-1]).std(1).detach().numpy()
+        out[part] = estimate(embedding).numpy()
     return out, spread
 
 
@@ -133,7 +133,7 @@ def report_spread(spread: np.ndarray, predicted: np.ndarray, tracks: list[Track]
 
 
 def assemble(judge: Judge, config: FitConfig, name: JudgeName, members: torch.nn.Linear) -> RewardModel:
-    """The judge as a `RewardModel` of the toolkit, with `members` of the embedding before the estimate was added."""
+    """The judge as a `RewardModel` of the toolkit, with `members` of the ensemble as `resampled` gives them."""
     audio, text = judge.audio, judge.text
     head = judge.whole_head()
     widths = tuple(layer.num_features for layer in head.net if isinstance(layer, torch.nn.BatchNorm1d))
