@@ -21,7 +21,7 @@ import tyro
 from judge_cache import Cache
 from judge_data import ComposedClips, Track, load_tracks
 from judge_fit import FitConfig, Judge, fit, predict
-from judge_quality import add_quality, embed_tracks
+from judge_quality import estimate_without
 from pretrain_judge import JudgeName, Pretraining, checkpoint_path
 from prompt_words import near_miss
 from train_judge import large_collections, load_pretrained, pair_agreement, piece_folds, spearman
@@ -56,11 +56,12 @@ def ablate_estimate(pretrained: Pretraining, cache: Cache, tracks: list[Track], 
     whole = config.quality
     variants = {
         "nothing": whole,
+        "the tagging network's own features": replace(whole, real=0.0),
+        "the prediction of all its features": replace(whole, predicted=0.0),
         "the tags": replace(whole, tags=0.0),
-        "the pooled features": replace(whole, pooled=0.0),
-        "the tagging network (spectrum alone)": replace(whole, tags=0.0, pooled=0.0, smooth=0.0),
+        "all three, which come from the tagging network": replace(whole, real=0.0, predicted=0.0, tags=0.0),
+        "the nonlinear part of the embedding": replace(whole, network=0.0),
         "the spectrum": replace(whole, spectrum=0.0),
-        "the smooth part": replace(whole, smooth=0.0),
         "the collections' weights": replace(whole, collection_power=0.0),
     }
     splits = {"folds": piece_folds(tracks, rows, 5), "collections": large_collections(tracks, rows)}
@@ -70,9 +71,7 @@ def ablate_estimate(pretrained: Pretraining, cache: Cache, tracks: list[Track], 
         for split, parts in splits.items():
             predicted = np.full(len(tracks), np.nan)
             for part in parts.values():
-                model = copy.deepcopy(pretrained)
-                estimate = add_quality(model, cache, tracks, np.setdiff1d(rows, part), quality)
-                predicted[part] = estimate(embed_tracks(model, cache, part)).numpy()
+                predicted[part] = estimate_without(pretrained, cache, tracks, part, quality).numpy()
             told = np.concatenate(list(parts.values()))
             teacher = np.array([tracks[i].reward for i in told])
             out[name][split] = {

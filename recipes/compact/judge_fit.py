@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from judge_cache import Cache
 from judge_data import ComposedClips, Track
 from judge_quality import QualityConfig, add_quality
-from judge_smooth import SmoothPart, learn_smooth
 from pretrain_judge import Pretraining, contrast, shorten
 from prompt_words import near_miss, training_prompt
 from torch import Tensor, nn
 
 from tunejury.head import RewardHead
 
-LIFT = 32.0  # rewards; the linear part never falls this low
+LIFT = 32.0  # rewards; the estimate never falls this low
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class FitConfig:
     weight_decay: float = 0.05
     rank_weight: float = 0.5
     quality_weight: float = 3.0
-    """Weight of agreeing with the estimate of the teacher's reward (judge_quality.py) on every clean clip."""
+    """Weight of agreeing with the linear estimate of the teacher's reward (judge_quality.py) on every clean clip."""
     teacher_weight: float = 0.1
     """Weight of the training tracks' own rewards on top of it."""
     ladder_weight: float = 0.8
@@ -51,9 +50,8 @@ class FitConfig:
 class Judge(nn.Module):
     """The trainable last layers, from normalised statistics and prompts to the reward."""
 
-    def __init__(self, pretrained: Pretraining, smooth: SmoothPart, config: FitConfig) -> None:
+    def __init__(self, pretrained: Pretraining, config: FitConfig) -> None:
         super().__init__()
-        self.smooth = smooth
         self.audio, self.text, self.match = pretrained.audio, pretrained.text, pretrained.match
         self.log_scale = pretrained.log_scale
         self.widths = config.widths
@@ -69,49 +67,38 @@ class Judge(nn.Module):
             embedding = embedding + self.noise * embedding.std(0) * torch.randn_like(embedding)
         return embedding
 
-    def quality(self, audio: Tensor) -> Tensor:
-        """Embeddings [B, dim] -> the estimate [B] of the teacher's reward."""
-        return audio[:, -1] + self.smooth(audio)
-
     def reward(self, audio: Tensor, text: Tensor) -> Tensor:
-        """Embeddings [B, dim] and [B, text dim] -> reward [B]: the estimate, corrected by the head."""
-        return self.quality(audio) + self.head(torch.cat([audio, self.match(audio, text)], dim=-1))
+        """Embeddings [B, dim] and [B, text dim] -> reward [B]: the linear estimate, corrected by the head."""
+        return audio[:, -1] + self.head(torch.cat([audio, self.match(audio, text)], dim=-1))
 
     @torch.no_grad()
     def whole_head(self) -> RewardHead:
-        """The head with the estimate inside: units of its smooth part beside its own, and one more per layer that hands
-        the linear part through.
+        """The head with the linear estimate inside: one more unit per layer hands it through.
 
-        That unit adds `LIFT` before each rectifier, far above what the linear part can fall to, and the last layer
-        takes it off again, so nothing is bent.
+        The unit adds `LIFT` before each rectifier, far above what the estimate can fall to, and the last layer takes it
+        off again, so nothing is bent.
         """
-        smooth = self.smooth.folded()
-        if len(self.widths) != len(smooth) - 1:
-            raise ValueError(f"expected a head of {len(smooth) - 1} hidden layers, as the smooth part has")
-        widths = [mine + part.out_features + 1 for mine, part in zip(self.widths, smooth, strict=False)]
-        dim = self.audio.dim
-        whole = RewardHead(dim + self.text.dim, widths).eval()
-        mine = [layer for layer in self.head.net if isinstance(layer, nn.Linear)]
-        wide = [layer for layer in whole.net if isinstance(layer, nn.Linear)]
-        for place, (own, part, layer) in enumerate(zip(mine, smooth, wide, strict=True)):
-            layer.weight.zero_()
-            layer.bias.zero_()
-            first, last = place == 0, place == len(wide) - 1
-            # rows of head, smooth part, linear part; in the last layer all three are summed into one
-            start = 0 if last else own.out_features
-            columns = slice(dim - 1) if first else slice(own.in_features, own.in_features + part.in_features)
-            layer.weight[: own.out_features, : own.in_features] = own.weight
-            layer.bias[: own.out_features] = own.bias
-            layer.weight[start : start + part.out_features, columns] = part.weight
-            layer.bias[start : start + part.out_features] += part.bias
-            layer.weight[-1, dim - 1 if first else -1] = 1.0
-            layer.bias[-1] += -LIFT if last else LIFT if first else 0.0
-        norms = [[layer for layer in net if isinstance(layer, nn.BatchNorm1d)] for net in (self.head.net, whole.net)]
-        for own_norm, norm in zip(*norms, strict=True):
-            for name, neutral in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
-                values = getattr(norm, name)
-                values.fill_(neutral)
-                values[: own_norm.num_features] = getattr(own_norm, name)
+        estimate = self.audio.dim - 1
+        widths = [width + 1 for width in self.widths]
+        whole = RewardHead(self.audio.dim + self.text.dim, widths).eval()
+        inputs = None
+        for place, layer in enumerate(self.head.net):
+            wide = whole.net[place]
+            if isinstance(layer, nn.Linear) and isinstance(wide, nn.Linear):
+                wide.weight.zero_()
+                wide.bias.zero_()
+                rows, columns = layer.weight.shape
+                wide.weight[:rows, :columns] = layer.weight
+                wide.bias[:rows] = layer.bias
+                last = rows == 1
+                wide.weight[-1, estimate if inputs is None else inputs] = 1.0
+                wide.bias[-1] += -LIFT if last else LIFT if inputs is None else 0.0
+                inputs = rows
+            elif isinstance(layer, nn.BatchNorm1d) and isinstance(wide, nn.BatchNorm1d):
+                for name, neutral in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+                    values = getattr(wide, name)
+                    values.fill_(neutral)
+                    values[:-1] = getattr(layer, name)
         return whole
 
     def silent(self, count: int) -> Tensor:
@@ -153,12 +140,11 @@ def fit(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     rewards = torch.tensor([track.reward for track in tracks])
-    estimate = add_quality(pretrained, cache, tracks, rows, config.quality)
-    smooth = learn_smooth(pretrained, cache, estimate, torch.from_numpy(rows), config.seed)
-    judge = Judge(pretrained, smooth, config).train()
+    add_quality(pretrained, cache, tracks, rows, config.quality)
+    judge = Judge(pretrained, config).train()
     text_parameters = list(judge.text.parameters())
     judge.audio.requires_grad_(False)  # 257 rewards are too few to change what it hears: it learns them by heart
-    slow = {id(p) for p in [*text_parameters, *judge.audio.parameters(), *smooth.parameters()]}
+    slow = {id(p) for p in [*text_parameters, *judge.audio.parameters()]}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in judge.parameters() if id(p) not in slow], "lr": config.learning_rate},
         {"params": text_parameters, "lr": 0.3 * config.learning_rate},
@@ -198,7 +184,7 @@ def fit(
         teacher = rewards[chosen]
         loss = config.teacher_weight * teacher_loss(mean, teacher, config.rank_weight)
         sound = torch.cat([mean, one, fine, read])
-        quality = judge.quality(torch.cat([clean.mean(1), clean[:, 0], good, tagged]))
+        quality = torch.cat([clean.mean(1), clean[:, 0], good, tagged])[:, -1]  # the embedding's last dimension
         loss = loss + config.quality_weight * teacher_loss(sound, quality, config.rank_weight)
         ladder = ladder_loss(one, off, cache.track_strength[chosen, at[:, 0]])
         ladder = ladder + ladder_loss(fine, poor, cache.clip_strength[picked])

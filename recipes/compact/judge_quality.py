@@ -1,20 +1,20 @@
-"""The estimate of the teacher's reward: a Gaussian process on what the embedding says of a tagging network's features.
+"""The linear estimate of the teacher's reward, built into the audio embedding as its last dimension.
 
-257 rewards are few, so the estimate leans on the tagging network: its features carry the reward much better than the
-spectrum does, and the encoder has learned to predict them. It predicts them better for the tracks it was trained on
-than for others, so the mean and spread of the spectrum count too: the embedding is widened by their principal
-components.
+257 rewards are few, so the estimate leans on the tagging network: its features carry the reward much better than
+the spectrum does, and the encoder has learned to predict them. It is a mean of ridge regressions (`QualityConfig` names
+them), all linear in the two parts of the embedding and the mean spectrum. Collections count by the square root of their
+size.
 
-The process has a linear part, which becomes the embedding's last dimension, and a smooth one (a radial kernel), which a
-small network learns to give (judge_smooth.py). Collections count by the square root of their size. The method is that
-of Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), sections 2.2 and 2.7.
+Tried and not taken, because they agreed less with the teacher on tracks the encoder had not heard: a Gaussian process
+on the predicted features, linear and with a radial kernel. Left-out training tracks flatter whatever leans harder on
+those features, since the encoder predicts them better for tracks it was pretrained on.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -24,150 +24,126 @@ from pretrain_judge import Pretraining
 from torch import Tensor, nn
 
 TAGS, FIRST_POOLED = 50, 250  # of the tagging network's features: tags, hidden layer, pooled convolutions
-COMPONENTS = 24  # of mean and spread of the log-mel spectrum that the embedding is widened by
+PENALTY = 1.0  # of every regression
 
 
 @dataclass(frozen=True)
 class QualityConfig:
-    """What the estimate is made of; variances are in units of the teacher's reward, squared."""
+    """How much each regression counts in the mean; 0 leaves it out."""
 
+    real: float = 1.0
+    """Weights found on the tagging network's own pooled features, applied to the encoder's prediction of them."""
+    predicted: float = 1.0
+    """On the encoder's prediction of all its features."""
     tags: float = 1.0
-    """Variance of the linear part that reads tags."""
-    pooled: float = 1.0
-    """Of the one that reads the tagging network's pooled features."""
-    spectrum: float = 1.0
-    """Of the one that reads mean and spread of the log-mel spectrum."""
-    smooth: float = 4.0
-    """Of the radial kernel on all three; 0 leaves it out."""
-    noise: float = 4.0
-    """Of what the embedding cannot know of a reward."""
+    """On that of the tags alone."""
+    network: float = 0.5
+    """On the nonlinear part of the embedding."""
+    spectrum: float = 0.5
+    """On mean and spread of the log-mel spectrum."""
     collection_power: float = 0.5
     """A track's weight is its collection's size to minus this power."""
 
+    @property
+    def total(self) -> float:
+        """Of the regressions' shares."""
+        return sum(getattr(self, field.name) for field in fields(self) if field.name != "collection_power")
 
-@dataclass(frozen=True)
-class Quality:
-    """The estimate as a function of the widened audio embedding; distances are |metric (a - b)|²."""
 
-    places: Tensor  # [tracks, dim]: embeddings the smooth part is anchored at
-    shares: Tensor  # [tracks]
-    metric: Tensor  # [dim, dim]
-
-    def smooth(self, embedding: Tensor) -> Tensor:
-        """The smooth part [...] of embeddings [..., dim + 1]."""
-        distance = torch.cdist(embedding[..., :-1] @ self.metric.T, self.places @ self.metric.T)
-        return torch.exp(-distance.square()) @ self.shares
-
-    def __call__(self, embedding: Tensor) -> Tensor:
-        """Embeddings [..., dim + 1] -> estimates [...]."""
-        return embedding[..., -1] + self.smooth(embedding)
+def ridge(x: Tensor, y: Tensor, weights: Tensor, penalty: float = PENALTY) -> tuple[Tensor, Tensor]:
+    """Weights [d] and offset of a weighted ridge regression on standardised columns; x [n, d], y [n], weights [n]."""
+    share = weights / weights.sum()
+    center, spread = share @ x, x.std(0) + 1e-6
+    root = weights.double().sqrt()
+    a = ((x - center) / spread).double() * root[:, None]
+    kernel = a @ a.T / a.shape[1]
+    mean = share @ y
+    dual = torch.linalg.solve(kernel + penalty * torch.eye(len(a), dtype=torch.float64), root * (y - mean).double())
+    found = (a.T @ dual / a.shape[1]).float() / spread
+    return found, mean - center @ found
 
 
 def collection_weights(tracks: list[Track], rows: np.ndarray, power: float) -> Tensor:
     """[len(rows)], of mean 1."""
     sizes = Counter(tracks[i].collection for i in rows)
-    weights = torch.tensor([float(sizes[tracks[i].collection]) ** -power for i in rows], dtype=torch.float64)
+    weights = torch.tensor([float(sizes[tracks[i].collection]) ** -power for i in rows])
     return weights / weights.mean()
-
-
-@torch.no_grad()
-def embed_tracks(model: Pretraining, cache: Cache, rows: np.ndarray) -> Tensor:
-    """Mean embeddings of whole tracks, [len(rows), dim]."""
-    statistics = model.audio.normalize(cache.tracks[torch.from_numpy(rows)].flatten(0, 1))
-    return (model.audio.linear(statistics) + model.audio.mlp(statistics)).unflatten(0, (len(rows), -1)).mean(1)
-
-
-@torch.no_grad()
-def add_spectrum(model: Pretraining, cache: Cache, rows: np.ndarray) -> Tensor:
-    """Widen the audio embedding of `model` by `COMPONENTS` principal components of the tracks' spectral statistics.
-
-    Returns:
-        Map [columns, COMPONENTS] from the new dimensions back to standardised spectral statistics.
-    """
-    audio, count = model.audio, model.audio.num_spectral
-    statistics = audio.normalize(cache.tracks[torch.from_numpy(rows)].flatten(0, 1))[:, :count]
-    spectrum = statistics.unflatten(0, (len(rows), -1)).mean(1)
-    center, spread = spectrum.mean(0), spectrum.std(0) + 1e-6
-    _, _, directions = torch.linalg.svd((spectrum - center) / spread, full_matrices=False)
-    directions = directions[:COMPONENTS]
-    values = ((spectrum - center) / spread) @ directions.T
-    # as loud as an average dimension of the embedding
-    scale = embed_tracks(model, cache, rows).var(0).mean().sqrt() / values.var(0).mean().sqrt()
-    weights = torch.zeros(len(directions), audio.linear.in_features)
-    weights[:, :count] = scale * directions / spread
-    _widen(model, weights, -(weights[:, :count] @ center), torch.zeros(len(directions), audio.mlp[-1].in_features))
-    return directions.T / scale
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an estimate is fitted on, of the training tracks; `features` are standardised, scaled and linear in the
-    embedding, so that their product is the kernel of the linear part."""
+    """What the estimate is fitted on, of the training tracks; means over each track's windows."""
 
-    embedding: Tensor  # [n, dim]
-    center: Tensor  # [dim]
-    reader: Tensor  # [features, dim]
-    features: Tensor  # [n, features]
+    real: Tensor  # [n, F]: standardised features of the tagging network
+    predicted: Tensor  # [n, F]: the encoder's prediction of them
+    network: Tensor  # [n, dim]: nonlinear part of the embedding
+    spectrum: Tensor  # [n, S]
     target: Tensor  # [n]
-    noise: Tensor  # [n]: variance of each target
+    weights: Tensor  # [n]
 
     @classmethod
+    @torch.no_grad()
     def gather(
-        cls, model: Pretraining, cache: Cache, tracks: list[Track], rows: np.ndarray, spectral: Tensor,
-        config: QualityConfig,
-    ) -> Evidence:  # fmt: skip
-        """Of the tracks `rows`, in double precision; `model` and `spectral` are those of `add_spectrum`."""
-        embedding = embed_tracks(model, cache, rows).double()
+        cls, model: Pretraining, cache: Cache, tracks: list[Track], rows: np.ndarray, config: QualityConfig
+    ) -> Evidence:
+        """Of the tracks `rows`."""
+        normalized = model.audio.normalize(cache.tracks[torch.from_numpy(rows)].flatten(0, 1))
+        linear, network = model.audio.linear(normalized), model.audio.mlp(normalized)
+        spectrum = normalized[:, : model.audio.num_spectral]
+        embedding, network, spectrum = (
+            part.unflatten(0, (len(rows), -1)).mean(1) for part in (linear + network, network, spectrum)
+        )
+        real = torch.stack([cache.tags[cache.tag_track == int(i)].mean(0) for i in rows])
+        real = (real - model.feature_mean) / model.feature_std
+        target = torch.tensor([tracks[i].reward for i in rows])
         weights = collection_weights(tracks, rows, config.collection_power)
-        center = weights @ embedding / weights.sum()
-        heard, told = model.heads["features"].weight.double(), spectral.double()
-        readers = []
-        for columns, variance in ((heard[:TAGS], config.tags), (heard[FIRST_POOLED:], config.pooled)):
-            readers.append((torch.cat([columns, torch.zeros(len(columns), told.shape[1])], dim=1), variance))
-        readers.append((torch.cat([torch.zeros(len(told), heard.shape[1]), told], dim=1), config.spectrum))
-        scaled = []
-        for reader, variance in readers:
-            spread = (embedding @ reader.T).std(0, keepdim=True).T + 1e-6
-            if variance:
-                scaled.append((variance / len(reader)) ** 0.5 * reader / spread)
-        reader = torch.cat(scaled)
-        target = torch.tensor([tracks[i].reward for i in rows], dtype=torch.float64)
-        return cls(embedding, center, reader, (embedding - center) @ reader.T, target, config.noise / weights)
+        return cls(real, model.heads["features"](embedding), network, spectrum, target, weights)
 
+    def drawn(self, chosen: Tensor) -> Evidence:
+        """The tracks at the places `chosen`."""
+        return Evidence(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
-def _solve(kernel: Tensor, target: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients [n] and mean of a Gaussian process; kernel [n, n], noise [n] is each target's variance."""
-    precision = torch.linalg.inv(kernel + torch.diag(noise))
-    mean = (precision @ target).sum() / precision.sum()
-    return precision @ (target - mean), mean
+    def on_features(self, target: Tensor, config: QualityConfig) -> tuple[Tensor, Tensor]:
+        """Weights [F] and offset of the regressions that read features, in the shares they have in the mean."""
+        weights, offset = torch.zeros(self.predicted.shape[1]), torch.zeros(())
+        for share, x, columns in (
+            (config.real, self.real, slice(FIRST_POOLED, None)),
+            (config.predicted, self.predicted, slice(None)),
+            (config.tags, self.predicted, slice(TAGS)),
+        ):
+            if share:
+                found, constant = ridge(x[:, columns], target, self.weights)
+                weights[columns] += share / config.total * found
+                offset += share / config.total * constant
+        return weights, offset
 
 
 @torch.no_grad()
-def add_quality(
-    model: Pretraining, cache: Cache, tracks: list[Track], rows: np.ndarray, config: QualityConfig
-) -> Quality:
-    """Widen the audio embedding of `model` by spectral components and the linear part of the estimate from `rows`.
+def add_quality(model: Pretraining, cache: Cache, tracks: list[Track], rows: np.ndarray, config: QualityConfig) -> None:
+    """Widen the audio embedding of `model` by the estimate from the tracks `rows`."""
+    data = Evidence.gather(model, cache, tracks, rows, config)
+    weights, offset = data.on_features(data.target, config)
+    features, audio = model.heads["features"], model.audio
+    on_embedding = features.weight.T @ weights
+    offset = offset + features.bias @ weights
+    on_network, constant = ridge(data.network, data.target, data.weights)
+    on_spectrum, other = ridge(data.spectrum, data.target, data.weights)
+    shares = config.network / config.total, config.spectrum / config.total
+    offset = offset + shares[0] * constant + shares[1] * other
 
-    Returns:
-        The whole estimate.
-    """
-    spectral = add_spectrum(model, cache, rows)
-    data = Evidence.gather(model, cache, tracks, rows, spectral, config)
-    distance = torch.cdist(data.features, data.features).square()
-    width = distance.median().clamp_min(1e-12)
-    kernel = data.features @ data.features.T + config.smooth * torch.exp(-distance / width)
-    shares, mean = _solve(kernel, data.target, data.noise)
-    on_embedding = data.reader.T @ (data.features.T @ shares)
-    # the features are many, but all linear in the embedding: their triangular factor gives the same distances
-    metric = torch.linalg.qr(data.reader, mode="r").R / width.sqrt()
-    weights = on_embedding.float()[None]
-    offset = (mean - data.center @ on_embedding).float()[None]
-    audio = model.audio
+    row = on_embedding @ audio.linear.weight
+    row[: len(on_spectrum)] += shares[1] * on_spectrum
+    audio.linear = _extended(audio.linear, row, offset + on_embedding @ audio.linear.bias)
     last = audio.mlp[-1]
-    _widen(
-        model, weights @ audio.linear.weight, offset + weights @ (audio.linear.bias + last.bias), weights @ last.weight
-    )
-    return Quality(data.embedding.float(), config.smooth * shares.float(), metric.float())
+    assert isinstance(last, nn.Linear)
+    read = on_embedding + shares[0] * on_network
+    audio.mlp[-1] = _extended(last, read @ last.weight, read @ last.bias)
+    project = nn.Linear(audio.dim + 1, model.text.dim)
+    project.weight.zero_()
+    project.weight[:, : audio.dim] = model.match.project.weight
+    project.bias.copy_(model.match.project.bias)
+    model.match.project = project
+    audio.dim += 1
 
 
 @torch.no_grad()
@@ -175,50 +151,51 @@ def resampled(
     model: Pretraining, cache: Cache, tracks: list[Track], rows: np.ndarray, config: QualityConfig,
     members: int, seed: int,
 ) -> nn.Linear:  # fmt: skip
-    """How estimates from other collections would differ: a linear map to `members` differences, from embeddings as
-    `add_quality` widens them but for the last dimension.
+    """How estimates from other collections would differ: a linear map from embeddings [dim] to `members` differences.
 
     Each member is fitted on as many collections as there are, drawn with replacement (a cluster bootstrap): new
-    collections are what the estimate is least sure of. Members have no smooth part. `model` is as before `add_quality`.
+    collections are what the estimate is least sure of. Only the regressions that read features are drawn anew.
+    `model` is as before `add_quality`.
     """
-    model = copy.deepcopy(model)
-    data = Evidence.gather(model, cache, tracks, rows, add_spectrum(model, cache, rows), config)
+    data = Evidence.gather(model, cache, tracks, rows, config)
     names = [tracks[i].collection for i in rows]
     each = [torch.tensor([i for i, name in enumerate(names) if name == one]) for one in sorted(set(names))]
     rng = np.random.default_rng(seed)
-    weights, offsets = [], []
+    features = model.heads["features"]
+    found, offsets = [], []
     for _ in range(members):
         chosen = torch.cat([each[int(k)] for k in rng.integers(0, len(each), len(each))])
-        features = data.features[chosen]
-        shares, mean = _solve(features @ features.T, data.target[chosen], data.noise[chosen])
-        weights.append(data.reader.T @ (features.T @ shares))
-        offsets.append(mean - data.center @ weights[-1])
+        weights, offset = data.drawn(chosen).on_features(data.target[chosen], config)
+        found.append(features.weight.T @ weights)
+        offsets.append(offset + features.bias @ weights)
     out = nn.Linear(model.audio.dim, members)
-    weight, bias = torch.stack(weights), torch.stack(offsets)
+    weight, bias = torch.stack(found), torch.stack(offsets)
     out.weight.copy_(weight - weight.mean(0))
     out.bias.copy_(bias - bias.mean())
     return out
 
 
-def _widen(model: Pretraining, weights: Tensor, offset: Tensor, last_weights: Tensor) -> None:
-    """Add dimensions to the audio embedding: rows for the linear layer, its offsets, rows for the network's last layer;
-    the match does not read them."""
-    audio = model.audio
-    last = audio.mlp[-1]
-    assert isinstance(last, nn.Linear)
-    audio.linear = _extended(audio.linear, weights, offset)
-    audio.mlp[-1] = _extended(last, last_weights, torch.zeros(len(weights)))
-    project = nn.Linear(audio.dim + len(weights), model.text.dim)
-    project.weight.zero_()
-    project.weight[:, : audio.dim] = model.match.project.weight
-    project.bias.copy_(model.match.project.bias)
-    model.match.project = project
-    audio.dim += len(weights)
+def embed_tracks(model: Pretraining, cache: Cache, rows: np.ndarray) -> Tensor:
+    """Mean embeddings of whole tracks, [len(rows), dim]."""
+    with torch.no_grad():
+        statistics = model.audio.normalize(cache.tracks[torch.from_numpy(rows)].flatten(0, 1))
+        embedding = model.audio.linear(statistics) + model.audio.mlp(statistics)
+    return embedding.unflatten(0, (len(rows), -1)).mean(1)
 
 
-def _extended(layer: nn.Linear, rows: Tensor, offset: Tensor) -> nn.Linear:
-    """A copy with more outputs."""
-    wider = nn.Linear(layer.in_features, layer.out_features + len(rows))
-    wider.weight.copy_(torch.cat([layer.weight, rows]))
-    wider.bias.copy_(torch.cat([layer.bias, offset]))
+def estimate_without(
+    model: Pretraining, cache: Cache, tracks: list[Track], part: np.ndarray, config: QualityConfig
+) -> Tensor:
+    """The estimate of the training tracks `part` from all the others, [len(part)]; `model` is as pretrained."""
+    rows = np.array([i for i, track in enumerate(tracks) if not track.is_test])
+    widened = copy.deepcopy(model)
+    add_quality(widened, cache, tracks, np.setdiff1d(rows, part), config)
+    return embed_tracks(widened, cache, part)[:, -1]
+
+
+def _extended(layer: nn.Linear, row: Tensor, offset: Tensor) -> nn.Linear:
+    """A copy with one more output."""
+    wider = nn.Linear(layer.in_features, layer.out_features + 1)
+    wider.weight.copy_(torch.cat([layer.weight, row[None]]))
+    wider.bias.copy_(torch.cat([layer.bias, offset[None]]))
     return wider

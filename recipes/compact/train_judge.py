@@ -9,7 +9,6 @@ figures of benchmarks/judge_accuracy.py, which finds their names in held_out.txt
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ import tyro
 from judge_cache import Cache, load_or_build
 from judge_data import ComposedClips, Track, load_tracks
 from judge_fit import FitConfig, Judge, fit, predict
-from judge_quality import add_quality, embed_tracks, resampled
+from judge_quality import embed_tracks, estimate_without, resampled
 from pretrain_judge import JudgeName, Pretraining, checkpoint_path
 
 from tunejury.config import HeadConfig, InputBlock, RewardConfig
@@ -100,14 +99,13 @@ def left_out_estimates(
     [tracks] each; the head hardly changes the estimate.
     """
     rows = np.array([i for i, track in enumerate(tracks) if not track.is_test])
+    quality = config.fit.quality
     out, spread = np.full(len(tracks), np.nan), np.full(len(tracks), np.nan)
     for part in parts:
-        known, model = np.setdiff1d(rows, part), copy.deepcopy(pretrained)
-        members = resampled(model, cache, tracks, known, config.fit.quality, config.members, config.fit.seed)
-        estimate = add_quality(model, cache, tracks, known, config.fit.quality)
-        embedding = embed_tracks(model, cache, part)
-        spread[part] = members(embedding[:, :-1]).std(1).detach().numpy()
-        out[part] = estimate(embedding).numpy()
+        out[part] = estimate_without(pretrained, cache, tracks, part, quality).numpy()
+        known = np.setdiff1d(rows, part)
+        members = resampled(pretrained, cache, tracks, known, quality, config.members, config.fit.seed)
+        spread[part] = members(embed_tracks(pretrained, cache, part)).std(1).detach().numpy()
     return out, spread
 
 
