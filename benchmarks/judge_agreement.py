@@ -41,10 +41,11 @@ def compare_tracks(first: dict[str, Any], second: dict[str, Any]) -> dict[str, f
 def compare_clips(run: Path) -> dict[str, float]:
     """Rank correlations of the judges' rewards of generated clips, and what the first one's choice is worth."""
     lines = [json.loads(line) for line in (run / "candidates.jsonl").read_text().splitlines()]
-    scored = [line for line in lines if line["reward"] is not None and (line.get("side") or {}).get("held_out_reward")]
     groups: dict[str, list[tuple[float, float]]] = {}
-    for line in scored:
-        groups.setdefault(line["prompt_id"], []).append((line["reward"], line["side"]["held_out_reward"]))
+    for line in lines:
+        pair = line["reward"], (line.get("side") or {}).get("held_out_reward")
+        if None not in pair:
+            groups.setdefault(line["prompt_id"], []).append(pair)
     tables = [np.array(rows) for rows in groups.values() if len(rows) > 2]
     both = np.concatenate(tables)
     chosen = np.array([rows[rows[:, 0].argmax(), 1] - rows[:, 1].mean() for rows in tables])
@@ -78,7 +79,8 @@ def main(config: Config) -> None:
         rows.append(("generated, Spearman within a prompt, mean", clips["spearman_within_prompts"]))
         rows.append(("generated, same best clip", clips["same_best"]))
         gain, own = clips["gain_of_first_choice_by_second"], clips["gain_of_own_choice_by_second"]
-        rows.append((f"generated, the other's choice by this judge, of its own choice's {own:.2f}", gain))
+        what = f"gain of the clip that {names[0]} keeps, by {names[1]}"
+        rows.append((f"generated, {what} (of the clip it would keep itself: {own:.2f})", gain))
     table = [f"| agreement of the two judges | {names[1]} with {names[0]} |", "|---|---|"]
     results["table"] = table + [f"| {name} | {value:.3f} |" for name, value in rows]
     print("\n".join(results["table"]))

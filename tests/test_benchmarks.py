@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 FOLDERS = """
@@ -56,6 +58,25 @@ hear([0, 3, 3], "b")
 say([cut_off, whole[0], whole[1]["mean"], hear([0])[1]["mean"]])
 """
 
+AGREEMENT = """
+from judge_agreement import compare_clips
+
+def clip(prompt, reward, other):
+    return json.dumps({"prompt_id": prompt, "reward": reward, "side": {"held_out_reward": other}})
+
+def compared(*clips):
+    Path("candidates.jsonl").write_text("\\n".join(clip(*each) for each in clips))
+    figures = compare_clips(Path())
+    return [round(value, 6) for value in figures.values()]
+
+failed = ("a", None, None)
+alike = compared(("a", 1.0, 0.0), ("a", 2.0, 3.0), failed, ("a", 3.0, 9.0))
+# within a prompt of one mind, between prompts of opposite minds
+between = compared(*[("ab"[k // 3], k, k - 9 * (k // 3)) for k in range(6)])
+opposed = compared(*[("a", float(k), float(-k)) for k in range(3)])
+say([alike, between, opposed])
+"""
+
 
 def told(program: str, folder: Path) -> Any:
     """What a program that imports benchmarks says last."""
@@ -82,3 +103,11 @@ def test_an_overheard_judge_says_the_same_and_clips_that_were_cut_off_are_noted_
     assert cut_off == [[1.0, 5.0], None]
     assert values == [1.0, 2.0, 4.0, 9.0, 9.0]
     assert gains == [0.0, 2.0, 6.0] and both == [0.0, 4.0, 6.0]
+
+
+def test_two_judges_agree_within_prompts_and_over_all_as_their_rewards_of_clips_do(tmp_path: Path) -> None:
+    alike, between, opposed = told(AGREEMENT, tmp_path)
+    # prompts, clips, Spearman over all, within prompts, same best, gain of the first's choice and of the second's own
+    assert alike == [1, 3, 1, 1, 1, 5, 5]
+    assert between == [2, 6, pytest.approx(-0.542857), 1, 1, 1, 1]
+    assert opposed == [1, 3, -1, -1, 0, -1, 1]

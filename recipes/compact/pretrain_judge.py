@@ -5,7 +5,8 @@ attributes, the prompt among others and against a near miss, the kind of a corru
 track is heard.
 
     python recipes/compact/pretrain_judge.py --teacher-dir DIR --data-dir data/compact --minutes 25
-    python recipes/compact/pretrain_judge.py --teacher-dir DIR --judge compact-b --seed 1 --clip-share 0.7 --minutes 55
+    python recipes/compact/pretrain_judge.py --teacher-dir DIR --judge compact-b --seed 1 --clip-share 0.7 --minutes 46
+        --learning-rate 1.5e-3
 """
 
 from __future__ import annotations
