@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -77,6 +78,18 @@ opposed = compared(*[("a", float(k), float(-k)) for k in range(3)])
 say([alike, between, opposed])
 """
 
+RELIABILITY = """
+import numpy as np
+from judge_reliability import bins, failures
+
+margins = np.array([0.1, -0.1, 0.6, -3.0, 3.0, 0.0])
+teacher = np.array([2.0, 2.0, -0.5, -1.0, 1.0, 1.0])
+found = [[one.low, one.count, one.given, one.teacher, one.alike] for one in bins(margins, teacher, margins)]
+genres = ["rock", *["pop, rock"] * 6]
+rows = [{"name": str(i), "genre": genre, "judge": float(i), "teacher": 2.0 * i} for i, genre in enumerate(genres)]
+say([found, *failures(rows, 2)])
+"""
+
 
 def told(program: str, folder: Path) -> Any:
     """What a program that imports benchmarks says last."""
@@ -87,6 +100,10 @@ def told(program: str, folder: Path) -> Any:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def approx(*values: float) -> list[Any]:
+    return [pytest.approx(value) for value in values]
 
 
 def test_a_folder_is_that_of_the_settings_wherever_the_figures_go(tmp_path: Path) -> None:
@@ -111,3 +128,18 @@ def test_two_judges_agree_within_prompts_and_over_all_as_their_rewards_of_clips_
     assert alike == [1, 3, 1, 1, 1, 5, 5]
     assert between == [2, 6, pytest.approx(-0.542857), 1, 1, 1, 1]
     assert opposed == [1, 3, -1, -1, 0, -1, 1]
+
+
+def test_reliability_counts_every_decided_pair_once_and_failures_are_named_worst_first(tmp_path: Path) -> None:
+    def logistic(margin: float) -> float:
+        return 1 / (1 + math.exp(-margin))
+
+    found, genres, lines = told(RELIABILITY, tmp_path)
+    assert found == [
+        [0.0, 2, *approx(logistic(0.1), (logistic(2) + logistic(-2)) / 2, 0.5)],
+        [0.5, 1, *approx(logistic(0.6), logistic(-0.5), 0.0)],
+        [2.0, 2, *approx(logistic(3), logistic(1), 1.0)],
+    ]  # a judge that gives no margin has made no choice
+    assert [(row["genre"], row["tracks"]) for row in genres] == [("pop", 6), ("rock", 7)]
+    assert genres[1]["bias"] == -3.0 and genres[1]["spearman"] == pytest.approx(1.0)
+    assert [line.split(" | ")[0] for line in lines[-2:]] == ["| 6", "| 5"]

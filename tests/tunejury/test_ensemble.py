@@ -104,3 +104,13 @@ def test_calibration_scales_it(doubtful: RewardModel, clips: Tensor) -> None:
     expected = calibration.scale * doubtful.uncertainty(clips, 16_000)
     assert calibration.scale != 1.0
     torch.testing.assert_close(calibrated.uncertainty(clips, 16_000), expected)
+
+
+def test_the_shipped_judge_says_how_unsure_it_is(music: Callable[..., Tensor], noise: Callable[..., Tensor]) -> None:
+    compact = load_reward("compact", device="cpu")
+    wav = torch.stack([music(0, 16_000, 3.0), music(1, 16_000, 3.0), noise(0, 1, 48_000)])
+    found = compact.uncertainty(wav, 16_000)
+    assert compact.has_uncertainty and found.shape == (3,)
+    assert found.min() > 0 and found.unique().numel() == 3 and found.max() < 2.0
+    # its members differ in the unprompted quality alone
+    assert torch.equal(found, compact.uncertainty(wav, 16_000, ["calm piano", "loud drums", ""]))
