@@ -30,7 +30,6 @@ from alignment.interfaces import Prompt
 from alignment.runs import RunDirectory
 from alignment.statistics import bootstrap_mean
 from tunejury import convert_audio, load_audio, load_reward, save_audio
-from tunejury.loading import KNOWN_REWARDS
 
 PROMPTS = Path(__file__).parent / "prompts" / "gain.jsonl"
 
@@ -41,7 +40,7 @@ class Config:
 
     backbones: tuple[str, ...] = ("compact-flow",)
     reward: str = "compact"
-    held_out_reward: str | None = "compact-b" if "compact-b" in KNOWN_REWARDS else None
+    held_out_reward: str | None = "compact-b"
     prompts: Path = PROMPTS
     """Lines with prompt_id, prompt and the attributes that the listener is to hear."""
     num_prompts: int = 20

@@ -28,7 +28,6 @@ from machine import describe_machine
 
 from alignment.ditto import DittoConfig
 from alignment.interfaces import Prompt
-from tunejury.loading import KNOWN_REWARDS
 
 PROMPTS = Path(__file__).parent / "prompts" / "gain.jsonl"
 
@@ -39,7 +38,7 @@ class Config:
 
     backbone: str = "compact-flow"
     reward: str = "compact"
-    held_out_reward: str = "compact-b" if "compact-b" in KNOWN_REWARDS else LISTENER
+    held_out_reward: str = "compact-b"
     """A judge, or listener."""
     prompts: Path = PROMPTS
     """Lines with prompt_id, prompt and the attributes that the listener is to hear."""

@@ -24,8 +24,6 @@ import tyro
 from kept import work_folder
 from machine import describe_machine
 
-from tunejury.loading import KNOWN_REWARDS
-
 RECIPE = Path(__file__).parents[1] / "recipes" / "expert_iteration.py"
 QUICK = ("--num-candidates", "2", "--num-evaluation-seeds", "2", "--num-steps", "5", "--num-inference-steps", "4")
 QUICK_PROMPTS = 4  # of either kind; an expert of each
@@ -37,7 +35,7 @@ class Config:
 
     backbone: str = "compact-flow"
     reward: str = "compact"
-    held_out_reward: str | None = "compact-b" if "compact-b" in KNOWN_REWARDS else None
+    held_out_reward: str | None = "compact-b"
     num_rounds: int = 3
     seed: int = 0
     num_processes: int = 0

@@ -49,7 +49,7 @@ class Arguments:
     """Judge: a known name, a directory made by save_pretrained, or a hub id."""
     held_out_reward: str | None = None
     """A second judge, whose rewards stand beside and never select; none for none. If not given: compact-b where
-    compact selects and compact-b is there."""
+    compact selects, and the reverse."""
     protocol: str | None = None
     """What the judge hears of a clip; the judge's own protocol if not given."""
     duration: float | None = None

@@ -50,7 +50,7 @@ class Arguments(DittoConfig):
     clap-score, or a control: intensity=FILE, melody=FILE follow a reference clip's loudness curve or melody."""
     held_out_reward: str | None = None
     """A judge that chooses the best iterate and stops over-optimised clips; none for none. If not given: compact-b
-    where compact is optimised and compact-b is there."""
+    where compact is optimised, and the reverse."""
     protocol: str | None = None
     """What the judges hear of a clip; a judge's own protocol if not given."""
     output_dir: Path | None = None
@@ -96,7 +96,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     parts = {name: load(name) for name in weights}
     judges = {name: part for name, part in parts.items() if not name.startswith(CONTROLS)}
     objective = WeightedSum({name: (part, weights[name]) for name, part in parts.items()})
-    other = held_out_reward(arguments.held_out_reward, next(iter(weights)))
+    other = held_out_reward(arguments.held_out_reward, *weights)
     held_out = None if other is None else load(other)
     hearing = Hearing(next(iter(judges.values()))) if judges else None
     side: dict[str, Any] = parts if len(parts) > 1 else {}

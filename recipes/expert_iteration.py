@@ -49,7 +49,7 @@ class Arguments:
     """Judge: a known name, a directory made by save_pretrained, or a hub id."""
     held_out_reward: str | None = None
     """A second judge, which never selects; a round that it finds worse than the base is not returned. none for none;
-    if not given: compact-b where compact selects and compact-b is there."""
+    if not given: compact-b where compact selects, and the reverse."""
     protocol: str | None = None
     """What the judge hears of a clip; the judge's own protocol if not given."""
     reference_audio: Path | None = None

@@ -36,34 +36,40 @@ class KnownReward:
     """Where it lies in the package; None for a released head, whose parts come from the hub."""
 
 
+WEIGHTS = Path(__file__).parent / "weights"
 KNOWN_REWARDS: Mapping[str, KnownReward] = {
     "compact": KnownReward(
         license="CC BY-NC 4.0",
         summary="small judge shipped with the package, a student of the released TuneJury",
-        directory=Path(__file__).parent / "weights" / "compact",
+        directory=WEIGHTS / "compact",
+    ),
+    "compact-b": KnownReward(
+        license="CC BY-NC 4.0",
+        summary="second small judge, built and trained apart from compact, to watch over what compact drives",
+        directory=WEIGHTS / "compact-b",
     ),
     **{name: KnownReward(release.license, release.summary, None) for name, release in RELEASES.items()},
 }
 
 
-# judge that is optimised -> one trained apart from it, which is not fooled by all that fools the first
+# judge that drives a run -> one trained apart from it, which is not fooled by all that fools the first
 HELD_OUT_REWARDS: Mapping[str, str] = {"compact": "compact-b", "compact-b": "compact"}
 
 
-def held_out_reward(asked: str | None, reward: str | Path) -> str | None:
-    """Which judge watches over a run that another one drives.
+def held_out_reward(asked: str | None, *drivers: str | Path) -> str | None:
+    """Which judge watches over a run that others drive.
 
     Args:
         asked: what the user wants: a judge, `none`, or None for the one that is shipped for the purpose.
-        reward: the judge that drives.
+        drivers: the judges whose rewards are optimised or select.
 
     Returns:
-        What to give to `load_reward`; None for none.
+        What to give to `load_reward`; None for none, so also where the shipped one is itself among the drivers.
     """
-    if asked is None:
-        other = HELD_OUT_REWARDS.get(str(reward))
-        return other if other in KNOWN_REWARDS else None
-    return None if asked == "none" else asked
+    if asked is not None:
+        return None if asked == "none" else asked
+    names = [str(driver) for driver in drivers]
+    return next((HELD_OUT_REWARDS[name] for name in names if HELD_OUT_REWARDS.get(name, name) not in names), None)
 
 
 def load_reward(

@@ -81,12 +81,13 @@ def test_known_rewards_state_their_licence() -> None:
     assert all(known.license and known.summary for known in KNOWN_REWARDS.values())
 
 
-def test_held_out_judge_is_another_one_that_is_there_unless_told_otherwise() -> None:
+def test_held_out_judge_is_a_shipped_one_that_does_not_drive_unless_told_otherwise() -> None:
     for reward, other in HELD_OUT_REWARDS.items():
-        assert other != reward
-        assert held_out_reward(None, reward) == (other if other in KNOWN_REWARDS else None)
+        assert other != reward and {reward, other} <= KNOWN_REWARDS.keys()
+        assert held_out_reward(None, reward) == held_out_reward(None, "clap-score", reward) == other
+        assert held_out_reward(None, reward, other) is None
         assert held_out_reward("none", reward) is None and held_out_reward("mine/", reward) == "mine/"
-    assert held_out_reward(None, "mine/") is None
+    assert held_out_reward(None, "mine/") is None and held_out_reward(None) is None
 
 
 @pytest.mark.parametrize(
