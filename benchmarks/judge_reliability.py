@@ -74,9 +74,7 @@ def bins(predicted: Values, teacher: Values, by: Values) -> list[Bin]:
 
 def reliability_table(margins: list[Bin], teacher_margins: list[Bin], error: float) -> list[str]:
     """Both ways of binning, as lines of Markdown."""
-    lines = [
-        "| judge's margin | pairs | win probability it gives | ordered so by the teacher | teacher's probability |"
-    ]
+    lines = ["| judge's margin | pairs | win probability it gives | teacher's probability | teacher orders it so |"]
     lines.append("|---|---|---|---|---|")
     for one in margins:
         lines.append(f"| {_range(one)} | {one.count} | {one.given:.3f} | {one.teacher:.3f} | {one.alike:.3f} |")
