@@ -35,7 +35,7 @@ class Config:
     """Share of the budget from which encoder and codebooks stand still."""
     batch_size: int = 8
     crop_seconds: float = 1.28
-    learning_rate: float = 1.2e-3
+    learning_rate: float = 5e-4
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,7 +76,7 @@ def main(config: Config) -> None:
     crop = round(config.crop_seconds * SAMPLE_RATE)
     codec = build_codec().to(config.device)
     optimizer = torch.optim.AdamW(codec.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    ema = Ema(codec, 0.998)
+    ema = Ema(codec, 0.995)
     step, spent, quantized = 0, 0.0, False
     if (saved := load_checkpoint(out / "checkpoint.pt")) is not None:
         codec.load_state_dict(saved["codec"])
@@ -139,7 +139,7 @@ def main(config: Config) -> None:
         if step % 100 == 0:
             losses = [round(value, 4) for value in running.tolist()]
             print(f"step {step} minutes {clock.spent / 60:.1f} stft, complex, commitment {losses}", flush=True)
-        if step % 1000 == 0:
+        if step % 500 == 0:
             save()
     save()
 
