@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 MEASURED = ("alignment", "tunejury", "recipes/prompts", "benchmarks/prompts")
 SUFFIXES = (".py", ".safetensors", ".json", ".jsonl", ".txt")
 # flags that change where figures go, not what they are
-PLACES = ("output", "plot", "work_dir")
+PLACES = ("output", "output_dir", "overwrite", "plot", "work_dir")
 
 
 def work_folder(name: str, config: Any, work_dir: Path | None) -> Path:
