@@ -24,9 +24,15 @@ from kept import work_folder
 class Config:
     steps: int = 3
     output: str | None = None
+    models: tuple[str, ...] = ("model",)
 
 given = work_folder("some", Config(), Path("given"))
 names = [work_folder("some", each, None).name for each in (Config(), Config(output="other.json"), Config(steps=4))]
+Path("model").mkdir()
+Path("model/config.json").write_text("{}")
+names.append(work_folder("some", Config(), None).name)
+Path("model/config.json").write_text("[]")
+names.append(work_folder("some", Config(), None).name)
 say([given.name, names])
 """
 
@@ -128,8 +134,9 @@ def told(program: str, folder: Path, *arguments: object) -> Any:
 
 
 def test_a_folder_is_that_of_the_settings_wherever_the_figures_go(tmp_path: Path) -> None:
-    given, (first, elsewhere, other) = told(FOLDERS, tmp_path)
+    given, (first, elsewhere, other, *trained) = told(FOLDERS, tmp_path)
     assert given == "given" and first == elsewhere != other
+    assert len({first, *trained}) == 3  # a model in a directory changed
 
 
 def test_what_was_measured_is_not_measured_again_and_a_stopped_measurement_leaves_nothing(tmp_path: Path) -> None:
