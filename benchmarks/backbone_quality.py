@@ -79,7 +79,7 @@ def main(config: Config) -> None:
     records = records[:8] if config.quick else records
     rows = [record for record in records for _ in range(repeats)]
     attributes = [row["attributes"] for row in rows]
-    seeds = [config.seed + k for _ in records for k in range(repeats)]
+    seeds = [config.seed + k for k in range(len(rows))]  # clips of one seed are alike, whatever their prompts
     backbone = load_backbone(config.backbone)
     wav, real_time = generate(backbone, config, [row["prompt"] for row in rows], seeds)
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def main(config: Config) -> None:
         rate=SAMPLE_RATE / codec.config.hop_length,
         codebooks=CODEBOOKS,
         entries=codec.config.codebook_size,
-        kbps=codec.config.target_bandwidths[-1],
+        kbps=SAMPLE_RATE / codec.config.hop_length * CODEBOOKS * math.log2(codec.config.codebook_size) / 1000,
         clips=len(ComposedClips(config.data_dir, "train")),
         codec_steps=steps[0],
         steps=steps[1],

@@ -47,7 +47,7 @@ def encode_clips(codec: EncodecModel, clips: ComposedClips, path: Path, device: 
     path = path.with_name(f"{path.stem}-{digest}-{len(clips)}.npy")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        batches = [range(b, min(b + 16, len(clips))) for b in range(0, len(clips), 16)]
+        batches = [range(b, min(b + 4, len(clips))) for b in range(0, len(clips), 4)]
         codes = [
             encode(codec, torch.stack([clips.wav(i) for i in batch])[:, None].to(device)).short().cpu()
             for batch in tqdm(batches, desc=f"encode {path.stem}")
