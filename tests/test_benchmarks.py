@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -65,6 +66,18 @@ cut_off = hear([1, 5])
 whole = hear([1, 2, 4, 9, 9])  # those after the third are of finished files
 hear([0, 3, 3], "b")
 say([cut_off, whole[0], whole[1]["mean"], hear([0])[1]["mean"]])
+"""
+
+RELIABILITY = """
+import numpy as np
+from judge_reliability import bins, failures
+
+margins = np.array([0.1, -0.1, 0.6, -3.0, 3.0, 0.0])
+teacher = np.array([2.0, 2.0, -0.5, -1.0, 1.0, 1.0])
+found = [[one.low, one.count, one.given, one.teacher, one.alike] for one in bins(margins, teacher, margins)]
+genres = ["rock", *["pop, rock"] * 6]
+rows = [{"name": str(i), "genre": genre, "judge": float(i), "teacher": 2.0 * i} for i, genre in enumerate(genres)]
+say([found, *failures(rows, 2)])
 """
 
 
@@ -131,6 +144,10 @@ def told(program: str, folder: Path, *arguments: object) -> Any:
     done = started(["-c", begin + program, *arguments], folder)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def approx(*values: float) -> list[Any]:
+    return [pytest.approx(value) for value in values]
 
 
 def test_a_folder_is_that_of_the_settings_wherever_the_figures_go(tmp_path: Path) -> None:
@@ -238,3 +255,18 @@ def test_a_page_that_cannot_be_made_is_refused_in_one_line(flags: list[object], 
     lines = done.stderr.splitlines()
     assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: ") and named in lines[0]
     assert not (tmp_path / "page").exists()
+
+
+def test_reliability_counts_every_decided_pair_once_and_failures_are_named_worst_first(tmp_path: Path) -> None:
+    def logistic(margin: float) -> float:
+        return 1 / (1 + math.exp(-margin))
+
+    found, genres, lines = told(RELIABILITY, tmp_path)
+    assert found == [
+        [0.0, 2, *approx(logistic(0.1), (logistic(2) + logistic(-2)) / 2, 0.5)],
+        [0.5, 1, *approx(logistic(0.6), logistic(-0.5), 0.0)],
+        [2.0, 2, *approx(logistic(3), logistic(1), 1.0)],
+    ]  # a judge that gives no margin has made no choice
+    assert [(row["genre"], row["tracks"]) for row in genres] == [("pop", 6), ("rock", 7)]
+    assert genres[1]["bias"] == -3.0 and genres[1]["spearman"] == pytest.approx(1.0)
+    assert [line.split(" | ")[0] for line in lines[-2:]] == ["| 6", "| 5"]
