@@ -12,6 +12,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -33,6 +34,11 @@ class Config:
     data_dir: Path = Path("data/compact")
     output: Path = Path("alignment/weights/compact-musicgen")
     quality: Path | None = None
+
+
+def without_origin(content: dict[str, Any]) -> dict[str, Any]:
+    """Where parts were loaded from means nothing elsewhere."""
+    return {key: value for key, value in content.items() if key not in ("_name_or_path", "_from_model_config")}
 
 
 def main(config: Config) -> None:
@@ -58,8 +64,7 @@ def main(config: Config) -> None:
     model.half().save_pretrained(staging)
     AutoTokenizer.from_pretrained(trained / "model").save_pretrained(staging)
     for name, changes in (("generation_config.json", DEFAULTS), ("config.json", {"dtype": "float32"})):
-        content = json.loads((staging / name).read_text()) | changes
-        content.pop("_name_or_path", None)  # means nothing elsewhere
+        content = json.loads((staging / name).read_text(), object_hook=without_origin) | changes
         (staging / name).write_text(json.dumps(content, indent=1) + "\n")
     size = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file()) / 1e6
     card = CARD.read_text().format(

@@ -94,7 +94,11 @@ def test_it_is_an_ordinary_checkpoint(backbone):
         guidance_scale=settings.guidance_scale,
         max_new_tokens=frames + len(backbone.codec.quantizer.layers) - 1,
     )
-    assert (own - theirs[..., : own.shape[-1]].clamp(-1, 1)).abs().max() <= 1e-4
+    assert own.shape == theirs.shape
+    # at the end generate() pads the first codebooks while the last are still written; ours writes on, so that a clip is
+    # the start of a longer one
+    same = 28 * backbone.hop_length
+    assert (own - theirs.clamp(-1, 1))[..., :same].abs().max() <= 1e-4
 
 
 def test_prompts_change_what_is_likely(backbone):
