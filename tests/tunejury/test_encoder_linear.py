@@ -1,0 +1,96 @@
+"""The large encoders' linear layers: those of torch to the last digits of float32, in value and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tunejury.encoders.linear import EncoderLinear, replace_linears
+
+ROWS, INPUTS, OUTPUTS = 96, 512, 256  # just enough of them
+
+
+def layers(bias: bool = True) -> tuple[nn.Linear, nn.Sequential]:
+    """A linear layer in float64, and ours of the same weights."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(INPUTS, OUTPUTS, bias))
+    truth = nn.Linear(INPUTS, OUTPUTS, bias).double()
+    truth.load_state_dict(ours[0].state_dict())
+    ours.requires_grad_(False)
+    replace_linears(ours)
+    return truth.requires_grad_(False), ours
+
+
+def operators(work: Callable[[], object]) -> set[str]:
+    """What torch ran."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    return {event.name for event in profile.events()}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(ROWS, INPUTS), (2, ROWS, INPUTS), (3, 1, ROWS, INPUTS)])
+def test_value_and_gradients_are_those_of_a_linear_layer(bias: bool, shape: tuple[int, ...]) -> None:
+    truth, ours = layers(bias)
+    assert "aten::mkldnn_linear" in operators(lambda: ours(torch.zeros(shape)))
+    x = torch.randn(shape, requires_grad=True)
+    exact = x.detach().double().requires_grad_()
+
+    def results(layer: nn.Module, x: Tensor) -> list[Tensor]:
+        y = layer(x)
+        (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        return [y, first, second]
+
+    for mine, theirs in zip(results(ours, x), results(truth, exact), strict=True):
+        assert mine.dtype == torch.float32 and mine.shape == theirs.shape
+        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=1e-5 * float(theirs.detach().abs().max()))
+
+
+def test_strides_of_the_input_do_not_matter() -> None:
+    _, ours = layers()
+    x = torch.randn(INPUTS, 2, ROWS).permute(1, 2, 0)
+    assert not x.is_contiguous()
+    torch.testing.assert_close(ours(x), ours(x.contiguous()), rtol=0, atol=0)
+
+
+def test_inference_mode_and_training_give_one_value() -> None:
+    _, ours = layers()
+    x = torch.randn(ROWS, INPUTS)
+    with torch.inference_mode():
+        alone = ours(x).clone()
+    torch.testing.assert_close(ours(x.requires_grad_()).detach(), alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", ["few rows", "float64", "autocast", "trained"])
+def test_what_does_not_suit_is_left_to_torch(case: str) -> None:
+    truth, ours = layers()
+    x = torch.randn(8 if case == "few rows" else ROWS, INPUTS)
+    if case == "float64":
+        ours, x = ours.double(), x.double()
+    if case == "trained":
+        ours.requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        assert "aten::to_mkldnn" not in operators(lambda: ours(x))
+        y = ours(x)
+    assert y.dtype == (torch.bfloat16 if case == "autocast" else x.dtype)
+    torch.testing.assert_close(y.double(), truth(x.double()), rtol=0, atol=2e-2 if case == "autocast" else 1e-5)
+    if case == "trained":
+        y.sum().backward()
+        assert all(parameter.grad is not None for parameter in ours.parameters())
+
+
+def test_every_linear_layer_of_the_large_encoders_is_replaced_and_keeps_its_name(
+    clap_audio: nn.Module, clap_text: nn.Module, mert: nn.Module
+) -> None:
+    for encoder in (clap_audio, clap_text, mert):
+        kinds = {type(module) for module in encoder.modules() if isinstance(module, nn.Linear)}
+        assert kinds == {EncoderLinear}
+    plain = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4, bias=False)))
+    before = {name: tensor.data_ptr() for name, tensor in plain.state_dict().items()}
+    replace_linears(plain)
+    assert before == {name: tensor.data_ptr() for name, tensor in plain.state_dict().items()}
+    assert isinstance(plain[1][0], EncoderLinear)
