@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# below these the copies into oneDNN's own tensors take longer than they save
+# below these the weight's way into oneDNN's own layout takes longer than it saves
 FEWEST_ROWS = 32
 FEWEST_PRODUCTS = 1 << 23
 
@@ -24,9 +24,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        # the copy of the weight is not kept: it would double the memory the encoders take
-        packed = F.linear(x.to_mkldnn(), weight.to_mkldnn(), None if bias is None else bias.to_mkldnn())
-        return packed.to_dense()
+        # what torch.compile makes of a linear layer; by `to_mkldnn` the weight would be copied at every call
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -54,7 +54,7 @@ class EncoderLinear(nn.Linear):
             and not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()))
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
-            and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not in every build of torch
         )
 
 
