@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusers import ModelMixin
 
-    from alignment.backbones.loading import available_backbones, load_backbone
+    from alignment.backbones.known import available_backbones
+    from alignment.backbones.loading import load_backbone
     from alignment.best_of_n import BestOfNConfig, BestOfNResult, rank_existing
     from alignment.codec import SpectralCodec
     from alignment.errors import InputError
@@ -58,7 +59,7 @@ _MODULES = {
     "Reward": "alignment.interfaces",
     "RunDirectory": "alignment.runs",
     "SpectralCodec": "alignment.codec",
-    "available_backbones": "alignment.backbones.loading",
+    "available_backbones": "alignment.backbones.known",
     "expected_best_of_n": "alignment.statistics",
     "load_backbone": "alignment.backbones.loading",
     "load_prompts": "alignment.prompts",

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignment.candidates import Judges, generate_clips
 from alignment.errors import InputError
@@ -32,7 +32,13 @@ from alignment.prompts import file_stem
 from alignment.results import best_of
 from alignment.runs import AUDIO, DRAFTS, RunDirectory, versions
 from alignment.strategies import Strategy, latest_values, parse_budget, plan_stages, promising, stages_of
+from alignment.unfinished import Unfinished
 from alignment.work import Item, Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# torch is imported where it is used: checking a configuration must not wait for it
 
 
 @dataclass(frozen=True)
@@ -166,15 +172,16 @@ def best_of_n(
     run.start(describe)
     stages = stages_of(run.config["strategy"], backbone, settings, config.strategy)
 
-    def maker(level: GenerationSettings) -> Callable[[Sequence[Item]], list[str | None]]:
+    unfinished = Unfinished(run, backbone)
+    goes_on = len(stages) > 1 and unfinished.possible
+
+    def maker(level: GenerationSettings, *, last: bool) -> Callable[[Sequence[Item]], list[str | None]]:
         def make(batch: Sequence[Item]) -> list[str | None]:
-            texts, seeds = [item.prompt.prompt for item in batch], [item.seed or 0 for item in batch]
-            errors: list[str | None] = []
-            for item, made in zip(batch, generate_clips(backbone, level, texts, seeds), strict=True):
-                if not isinstance(made, str):
-                    save_audio(item.path, made, backbone.sample_rate)
-                errors.append(made if isinstance(made, str) else None)
-            return errors
+            made = unfinished.clips(batch, level, last) if goes_on else _clips(backbone, level, batch)
+            for item, clip in zip(batch, made, strict=True):
+                if not isinstance(clip, str):
+                    save_audio(item.path, clip, backbone.sample_rate)
+            return [clip if isinstance(clip, str) else None for clip in made]
 
         return make
 
@@ -195,13 +202,16 @@ def best_of_n(
             for k in chosen[prompt.prompt_id]
         ]
         if last:
-            done = driver.final(items, maker(stage.settings), known)
+            done = driver.final(items, maker(stage.settings, last=True), known)
         else:
-            done = driver.draft(DRAFTS.format(number), items, maker(stage.settings), known)
+            done = driver.draft(DRAFTS.format(number), items, maker(stage.settings, last=False), known)
         for key, candidate in done.items():
             histories[key].append(candidate)
     pools = [[_outcome(histories[prompt.prompt_id, k], len(stages)) for k in range(pool_size)] for prompt in prompts]
-    return BestOfNResult(*driver.finish(pools))
+    result = BestOfNResult(*driver.finish(pools))
+    if run.is_main:
+        unfinished.clear()
+    return result
 
 
 def rank_existing(
@@ -250,6 +260,11 @@ def rank_existing(
 def _judges(reward: Reward, selection: str, side: Mapping[str, Reward] | None, embed: Embed | None) -> Judges:
     judges = Judges(reward, selection, side or {})
     return judges if embed is None else replace(judges, embed=embed)
+
+
+def _clips(backbone: Backbone, level: GenerationSettings, batch: Sequence[Item]) -> list[Tensor | str]:
+    texts, seeds = [item.prompt.prompt for item in batch], [item.seed or 0 for item in batch]
+    return generate_clips(backbone, level, texts, seeds)
 
 
 def _stopwatch(

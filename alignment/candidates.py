@@ -17,6 +17,7 @@ from alignment.diversity import log_mel_embedding
 from alignment.errors import InputError, NonFiniteAudioError
 from alignment.interfaces import (
     Backbone,
+    ContinuingBackbone,
     Embed,
     GenerationSettings,
     LoadAudio,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 # samples judged at once: 64 MiB of float32; a folder of hour-long files is judged one by one
 MAX_JUDGED_SAMPLES = 1 << 24
@@ -54,6 +56,35 @@ def generate_clips(
             return [error.failures.get(index, clip) for index, clip in enumerate(error.wav)]
 
     return _as_fits(make, prompts, seeds)
+
+
+def generate_further(
+    backbone: ContinuingBackbone,
+    settings: GenerationSettings,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    written: Sequence[Tensor | None],
+) -> list[tuple[Tensor, Tensor] | str]:
+    """(the clip [C, T], what is written of it now) for each (prompt, seed), or the reason why there is none.
+
+    Args:
+        written: of each clip at an earlier stage; None where there is nothing.
+
+    Raises:
+        InputError: as `generate_clips`.
+    """
+
+    def make(prompts: Sequence[str], begun: Sequence[tuple[int, Tensor | None]]) -> list[tuple[Tensor, Tensor] | str]:
+        writing = backbone.begin(prompts, [seed for seed, _ in begun], settings, [before for _, before in begun])
+        failures: dict[int, str] = {}
+        try:
+            clips = writing.extend(settings.duration)
+        except NonFiniteAudioError as error:
+            failures, clips = error.failures, error.wav
+        both = zip(clips, writing.written(), strict=True)
+        return [failures.get(index, pair) for index, pair in enumerate(both)]
+
+    return _as_fits(make, prompts, list(zip(seeds, written, strict=True)))
 
 
 def generate_with_targets(
@@ -87,7 +118,7 @@ def _options(settings: GenerationSettings) -> dict[str, Any]:
 
 
 def _as_fits(
-    make: Callable[[Sequence[str], Sequence[int]], list[T | str]], prompts: Sequence[str], seeds: Sequence[int]
+    make: Callable[[Sequence[str], Sequence[U]], list[T | str]], prompts: Sequence[str], seeds: Sequence[U]
 ) -> list[T | str]:
     """What `make` makes of a batch, halved while it does not fit the memory."""
     try:

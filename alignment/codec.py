@@ -21,6 +21,11 @@ MAGNITUDE_FLOOR = 1e-4  # of an STFT bin; what is below is silence to the encode
 MAX_LOG_MAGNITUDE = 6.0  # of an STFT bin; a full-scale sine of 1024 hann-windowed samples reaches 5.5
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """At least float32: there are no spectra of half-precision numbers."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclass
 class SpectralCodecEncoderOutput(BaseOutput):
     """`latents`: normalised latents [B, latent_dim, L]."""
@@ -117,14 +122,15 @@ class SpectralCodec(ModelMixin, ConfigMixin):
         n_fft, hop = self.n_fft, self.hop_length
         frames = -(-wav.shape[-1] // self.downsampling_ratio) * self.stride
         padding = frames * hop - wav.shape[-1]
-        signal = F.pad(wav[:, 0], ((n_fft - hop) // 2, (n_fft - hop) // 2 + padding))
-        spectrum = torch.stft(signal, n_fft, hop, window=self.window, center=False, return_complex=True)
+        signal = F.pad(_wide(wav[:, 0]), ((n_fft - hop) // 2, (n_fft - hop) // 2 + padding))
+        window = _wide(self.window)
+        spectrum = torch.stft(signal, n_fft, hop, window=window, center=False, return_complex=True)
         # the floor keeps logarithm and direction, and their gradients, finite on silence
         power = spectrum.real.square() + spectrum.imag.square() + MAGNITUDE_FLOOR**2
         loudness = 0.5 * power.log() / 3 + 1  # about zero mean and unit spread on music
         weight = power.rsqrt() * loudness.clamp_min(0)  # the phase of a bin matters as much as the bin can be heard
         heard = [loudness, spectrum.real * weight, spectrum.imag * weight]
-        hidden = self.encoder_in(torch.cat(heard, dim=1))
+        hidden = self.encoder_in(torch.cat(heard, dim=1).to(self.latent_mean.dtype))
         hidden = self.encoder_down(self.encoder_outer(hidden))
         return self.encoder_out(self.encoder_inner(hidden))
 
@@ -132,7 +138,7 @@ class SpectralCodec(ModelMixin, ConfigMixin):
         """Un-normalised latents [B, latent_dim, L] -> [B, 1, L * downsampling_ratio]."""
         hidden = self.decoder_up(self.decoder_inner(self.decoder_in(latents)))
         hidden = self.decoder_norm(self.decoder_outer(hidden).transpose(1, 2))
-        log_magnitude, real, imaginary = self.decoder_out(hidden).transpose(1, 2).chunk(3, dim=1)
+        log_magnitude, real, imaginary = _wide(self.decoder_out(hidden)).transpose(1, 2).chunk(3, dim=1)
         # soft ceiling instead of a clamp: no bin can blow up, and the gradient does not die on loud ones
         magnitude = torch.exp(MAX_LOG_MAGNITUDE - F.softplus(MAX_LOG_MAGNITUDE - log_magnitude))
         # phase as a direction in the plane: an angle would have to be learned across its wrap-around
@@ -142,11 +148,11 @@ class SpectralCodec(ModelMixin, ConfigMixin):
 
     def _inverse_stft(self, spectrum: Tensor) -> Tensor:
         """Overlap-add of frames laid without centring: L frames give L * hop samples. [B, F, L] -> [B, T]"""
-        n_fft, hop = self.n_fft, self.hop_length
-        frames = torch.fft.irfft(spectrum, n_fft, dim=1) * self.window[None, :, None]
+        n_fft, hop, window = self.n_fft, self.hop_length, _wide(self.window)
+        frames = torch.fft.irfft(spectrum, n_fft, dim=1) * window[None, :, None]
         length = (spectrum.shape[-1] - 1) * hop + n_fft
         wav = F.fold(frames, (1, length), (1, n_fft), stride=(1, hop))[:, 0, 0]
-        squares = self.window.square()[None, :, None].expand(1, n_fft, spectrum.shape[-1])
+        squares = window.square()[None, :, None].expand(1, n_fft, spectrum.shape[-1])
         envelope = F.fold(squares, (1, length), (1, n_fft), stride=(1, hop))[:, 0, 0]
         trim = (n_fft - hop) // 2
         return wav[:, trim : length - trim] / envelope[:, trim : length - trim].clamp_min(1e-3)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from alignment.backbones.loading import AUDIOCRAFT, FAMILIES, SHIPPED
+from alignment.backbones.known import AUDIOCRAFT, FAMILIES, SHIPPED
 from alignment.errors import InputError
 from alignment.interfaces import Backbone, GenerationSettings, LatentBackbone, Reward
 from alignment.strategies import network_evaluations

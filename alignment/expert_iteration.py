@@ -17,9 +17,10 @@ from alignment.errors import InputError
 from alignment.expert_results import summarize, write_expert_report
 from alignment.expert_rounds import Rounds
 from alignment.experts import SelectionConfig, select_experts
-from alignment.finetuning import FineTuningConfig, Log
+from alignment.finetuning import Log
 from alignment.interfaces import Embed, LoadAudio, Prompt, Reward, SaveAudio, TrainableBackbone
 from alignment.judging import Driver
+from alignment.lessons import FineTuningConfig
 from alignment.lora import LoraConfig, adapter_state, attach_adapter, check_trainable, read_adapter, set_adapter_state
 from alignment.overoptimization import BudgetConfig, Distance, Guard
 from alignment.processes import agree

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.candidates import generate_clips, generate_with_targets
 from alignment.errors import InputError
-from alignment.finetuning import DivergedError, Lesson, Log, fine_tune, mixed_seed
+from alignment.finetuning import Log, fine_tune, mixed_seed
 from alignment.interfaces import Candidate, GenerationSettings, Prompt, SaveAudio, TrainableBackbone
 from alignment.judging import Driver
+from alignment.lessons import DivergedError, Lesson
 from alignment.lora import (
     ADAPTER_CONFIG,
     adapter_card,

@@ -190,6 +190,37 @@ class DraftingBackbone(Backbone, Protocol):
         ...
 
 
+class Writing(Protocol):
+    """Clips that are being written from their start on."""
+
+    def extend(self, duration: float, /) -> torch.Tensor:
+        """Write until `duration` seconds: wav [B, C, T] from the start on, as `generate` makes it.
+
+        Raises:
+            NonFiniteAudioError: as `generate`.
+        """
+        ...
+
+    def written(self) -> list[torch.Tensor]:
+        """What there is of each clip so far, on the CPU: `begin` goes on from it."""
+        ...
+
+
+@runtime_checkable
+class ContinuingBackbone(DraftingBackbone, Protocol):
+    """A backbone whose drafts are the beginnings of its clips, and need not be made again to go on."""
+
+    def begin(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: Any = None,
+        written: Sequence[torch.Tensor | None] | None = None,
+    ) -> Writing:
+        """The clips of `generate`, from their start or from what was `written` of each for the same prompt and seed."""
+        ...
+
+
 @runtime_checkable
 class LatentBackbone(Backbone, Protocol):
     """A backbone whose clips start from Gaussian latents that a caller may look at and change."""

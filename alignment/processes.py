@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +15,8 @@ from typing import Any, TypeVar
 
 from alignment.errors import InputError
 from alignment.interfaces import Processes
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -38,15 +42,41 @@ ALONE = OneProcess()
 def launched_processes(device: str = "auto") -> Any:
     """accelerate's PartialState: the processes that `accelerate launch` started, or this one alone.
 
+    `accelerate launch --cpu` starts a single process, whatever number it is asked for, unless MPI is set up
+    (`--multi_gpu` starts several, on CPUs too): that is said in a warning.
+
     Args:
-        device: "cpu" keeps a launched run off the GPUs. (`accelerate launch --cpu` starts a single process unless MPI
-            is set up; `accelerate launch --multi_gpu` starts several, on CPUs too.)
+        device: "cpu" keeps a launched run off the GPUs.
     """
     import torch
     from accelerate import PartialState
 
     # without this, processes on a machine that has no GPU would each believe to be alone
-    return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
+    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
+    # the launcher leaves an address where it was asked for several
+    several = "MASTER_ADDR" in os.environ and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if several and state.num_processes == 1:
+        logger.warning(
+            "accelerate launch --cpu has started one process only; for several on CPUs give it --multi_gpu instead, "
+            "and this program --device cpu"
+        )
+    return state
+
+
+def own_device(asked: str, processes: Any) -> str | None:
+    """The device that this process is to load models on.
+
+    Args:
+        asked: auto, or a device's name. Of several processes each has its own GPU, where there are some.
+        processes: as `launched_processes` gives them.
+
+    Returns:
+        a name, or None for the models' own choice.
+    """
+    if processes.num_processes > 1 and asked in ("auto", processes.device.type):
+        # the CPU has no parts: accelerate calls it cpu:0
+        return "cpu" if processes.device.type == "cpu" else str(processes.device)
+    return None if asked == "auto" else asked
 
 
 def is_main(processes: Processes) -> bool:

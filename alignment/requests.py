@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment.backbones.loading import check_backbone, check_device
+from alignment.backbones.known import check_backbone, check_device
 from alignment.interfaces import ExistingClip, Processes, Prompt
 from alignment.lora import check_adapter
 from alignment.processes import agree

@@ -206,7 +206,7 @@ def _spending(pools: Sequence[Sequence[Candidate]], stages: Sequence[Mapping[str
                 "num_prompts": len(found),
             }
         )
-    full = stages[0]["num_candidates"] * stages[-1]["nfe"] * len(pools)
+    full = stages[0]["num_candidates"] * stages[-1]["whole_nfe"] * len(pools)
     return {"nfe": {"spent": spent, "full": full}, "drafts": drafts}
 
 

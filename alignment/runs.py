@@ -65,10 +65,12 @@ ROUND = "round-{}"
 ADAPTERS = "adapters"
 TRAINING = "training"
 LOGS = "logs"
+# of best-of-N with drafts: what the next stage goes on from
+UNFINISHED = ".unfinished"
 _FORMAT = 1
 # everything a run writes but its configuration; {} of a name, and the processes' own parts, are found by pattern
 _WRITTEN = (RESULTS, REPORT, RECORDS, DRAFTS.format("*"), EMBEDDINGS, TRAJECTORIES, TIMING, ROUND.format("*"))
-_FOLDERS = (AUDIO, ADAPTERS, TRAINING, LOGS)
+_FOLDERS = (AUDIO, ADAPTERS, TRAINING, LOGS, UNFINISHED)
 
 
 class RunDirectory:

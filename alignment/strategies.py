@@ -1,8 +1,9 @@
 """How the generator's time is spent on candidates: all alike, or cheap drafts first and the rest on the promising.
 
-Halving draws every candidate as a cheap draft, keeps the better half, drafts that half again with more care, and makes
-final clips of what is left; a final clip is the same function of prompt, seed and settings as without drafts. This is
-successive halving (Jamieson and Talwalkar 2016) with clips for arms.
+Halving draws every candidate as a cheap draft, keeps the better half, drafts that half again with more care (or goes on
+from the draft, where the backbone can), and makes final clips of what is left; a final clip is the same function of
+prompt, seed and settings as without drafts. This is successive halving (Jamieson and Talwalkar 2016) with clips for
+arms.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from alignment.errors import InputError
-from alignment.interfaces import Backbone, Candidate, DraftingBackbone, GenerationSettings
+from alignment.interfaces import Backbone, Candidate, ContinuingBackbone, DraftingBackbone, GenerationSettings
 from alignment.results import ranking_value
 
 Strategy = Literal["full", "halving"]
+
+# in fewer, a clip has little to do with the final one
+MIN_DRAFT_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,15 @@ def parse_budget(text: str) -> Budget:
 class Stage:
     """One pass over the candidates that are still in.
 
-    cost is that of a clip in the budget's unit, network evaluations where there is no budget.
+    cost is that of a clip in the budget's unit, network evaluations where there is no budget; nfe are the evaluations.
+    Where a backbone goes on from its drafts, both are of what the stage adds, and whole_nfe of a clip from its start.
     """
 
     settings: GenerationSettings
     num_candidates: int
     cost: float
     nfe: float
+    whole_nfe: float
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "settings": self.settings.to_dict()}
@@ -66,7 +73,8 @@ def stages_of(
     """
     levels = _levels(backbone, settings, strategy)
     rows = record["stages"]
-    if [row["settings"] for row in rows] != [level.to_dict() for level in levels]:
+    same = all(row.keys() == Stage.__dataclass_fields__.keys() for row in rows)
+    if not same or [row["settings"] for row in rows] != [level.to_dict() for level in levels]:
         raise InputError(f"{backbone.name} makes other drafts than when this run was begun; --overwrite starts anew")
     return [Stage(**{**row, "settings": level}) for row, level in zip(rows, levels, strict=True)]
 
@@ -79,12 +87,13 @@ def draft_settings(backbone: Backbone, settings: GenerationSettings) -> list[Gen
     """Cheaper settings that foretell the clips of `settings`, cheapest first.
 
     The backbone is asked. One that does not say is taken for a diffusion model: an eighth and a quarter of its steps,
-    from the same noise.
+    from the same noise, but not fewer than MIN_DRAFT_STEPS. (The clean signal as it is predicted half-way, from which
+    the sampling could be gone on with, foretells the clip worse than a whole sampling in as few steps.)
     """
     if isinstance(backbone, DraftingBackbone):
         return list(backbone.draft_settings(settings))
     most = settings.num_inference_steps or 1
-    steps = sorted({max(1, most // part) for part in (8, 4)})
+    steps = sorted({max(MIN_DRAFT_STEPS, most // part) for part in (8, 4)})
     return [replace(settings, num_inference_steps=n) for n in steps if n < most]
 
 
@@ -124,21 +133,34 @@ def plan_stages(
     if strategy == "halving" and len(levels) == 1:
         asked = ", ".join(f"{name} {value:g}" for name, value in settings.to_dict().items())
         raise InputError(f"{backbone.name} has no cheaper drafts of {asked}; give more steps, or --strategy full")
-    evaluations = [network_evaluations(backbone, level) for level in levels]
-    costs = evaluations
+    whole = [network_evaluations(backbone, level) for level in levels]
+    evaluations = costs = _added(backbone, whole)
     if budget is not None and budget.unit == "s":
         assert seconds_of is not None
-        costs = [seconds_of(level) for level in levels]
+        costs = _added(backbone, [seconds_of(level) for level in levels])
     sizes = halved(num_candidates, len(levels))
     if budget is not None:
         sizes = _within(budget.amount / num_prompts, num_candidates, costs, budget.unit, num_prompts)
-    rows = zip(levels, sizes, costs, evaluations, strict=True)
-    return [Stage(level, size, cost, nfe) for level, size, cost, nfe in rows]
+    rows = zip(levels, sizes, costs, evaluations, whole, strict=True)
+    return [Stage(*row) for row in rows]
+
+
+def _added(backbone: Backbone, whole: Sequence[float]) -> list[float]:
+    """What each stage costs a candidate that went through those before. (Hearing again what was written is one more
+    evaluation, of all steps at once.)
+    """
+    if not isinstance(backbone, ContinuingBackbone):
+        return list(whole)
+    # seconds are measured, and noisy
+    return [max(now - before, 0.01 * now) for before, now in pairwise([0.0, *whole])]
 
 
 def halved(num_candidates: int, num_stages: int) -> list[int]:
-    """Candidates of each stage when every stage keeps half of the one before, rounded up."""
-    return [max(1, math.ceil(num_candidates / 2**stage)) for stage in range(num_stages)]
+    """Candidates of each stage when every stage keeps half of the one before, rounded up; a single draft, which has to
+    do for two, a quarter.
+    """
+    powers = [1, 4] if num_stages == 2 else [2**stage for stage in range(num_stages)]
+    return [max(1, math.ceil(num_candidates / power)) for power in powers]
 
 
 def _within(share: float, most: int, costs: Sequence[float], unit: str, num_prompts: int) -> list[int]:

@@ -1,18 +1,16 @@
 """Does halving find as good a clip in less time, and does more reward keep meaning more to a judge held out?
 
-    python benchmarks/best_of_n_strategies.py --work-dir runs/strategies --output strategies.json --plot strategies.svg
+    python benchmarks/best_of_n_strategies.py --output strategies.json --plot strategies.svg
 
 For every backbone: the mean best reward of the full strategy and of halving from the same seeds, with the interval over
 prompts, the paired difference, and the generator's seconds and network evaluations of both; then the reward of the kept
 clip against N beside what the held-out judges say of the same clip. Held out are the listener of
-attribute_classifier.py (how probable the prompted attributes sound) and any --held-out-reward. With --work-dir a
-stopped run continues.
+attribute_classifier.py (how probable the prompted attributes sound) and any --held-out-reward. A stopped run continues.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 import torch
 import tyro
 from attribute_classifier import RELIABLE, SAMPLE_RATE, load_classifier
+from kept import work_folder
 from machine import describe_machine
 from tqdm import tqdm
 
@@ -31,6 +30,7 @@ from alignment.interfaces import Prompt
 from alignment.runs import RunDirectory
 from alignment.statistics import bootstrap_mean
 from tunejury import convert_audio, load_audio, load_reward, save_audio
+from tunejury.loading import KNOWN_REWARDS
 
 PROMPTS = Path(__file__).parent / "prompts" / "gain.jsonl"
 
@@ -41,9 +41,11 @@ class Config:
 
     backbones: tuple[str, ...] = ("compact-flow",)
     reward: str = "compact"
-    held_out_reward: str | None = None
+    held_out_reward: str | None = "compact-b" if "compact-b" in KNOWN_REWARDS else None
     prompts: Path = PROMPTS
     """Lines with prompt_id, prompt and the attributes that the listener is to hear."""
+    num_prompts: int = 20
+    """The first so many."""
     num_candidates: int = 32
     seeds: tuple[int, ...] = (0, 10_000, 20_000)
     """First seed of each repetition."""
@@ -51,12 +53,12 @@ class Config:
     duration: float | None = None
     batch_size: int = 8
     work_dir: Path | None = None
-    """Where the runs are kept; a temporary folder if not given."""
+    """Where the runs are kept; runs/benchmarks/... if not given."""
     output: Path | None = None
     plot: Path | None = None
     """A figure of the curves, .svg or .png."""
     quick: bool = False
-    """2 prompts, 4 candidates, one repetition."""
+    """2 prompts, 4 candidates, one repetition, clips of 4 s."""
 
 
 class Listener:
@@ -128,39 +130,41 @@ def draw_curves(results: dict[str, Any], path: Path) -> None:
 def main(config: Config) -> None:
     records = [json.loads(line) for line in config.prompts.read_text().splitlines()]
     if config.quick:
-        config = replace(config, num_candidates=4, seeds=config.seeds[:1])
-        records = records[:2]
+        config = replace(config, num_prompts=2, num_candidates=4, seeds=config.seeds[:1], duration=4.0)
+    records = records[: config.num_prompts]
     prompts = [Prompt(record["prompt_id"], record["prompt"]) for record in records]
     judge = load_reward(config.reward)
     side: dict[str, Any] = {"listener": Listener(records)}
     if config.held_out_reward is not None:
         side["held_out_reward"] = load_reward(config.held_out_reward)
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in config.backbones:
-            backbone = load_backbone(name)
-            backbone.generate([prompts[0].prompt], [0], num_inference_steps=config.num_inference_steps)  # warm
-            found: dict[str, list[dict[str, Any]]] = {"full": [], "halving": []}
-            for seed in config.seeds:
-                for strategy, runs in found.items():
-                    settings = BestOfNConfig(
-                        num_candidates=config.num_candidates, seed=seed, batch_size=config.batch_size,
-                        strategy=strategy, duration=config.duration, num_inference_steps=config.num_inference_steps,
-                    )  # type: ignore[arg-type]  # fmt: skip
-                    folder = (config.work_dir or Path(temporary)) / Path(name).name / f"{strategy}-{seed}"
-                    made_by = {**asdict(settings), "backbone": name, "reward": config.reward, "side": sorted(side)}
-                    listed = [[prompt.prompt_id, prompt.prompt] for prompt in prompts]
-                    with (
-                        RunDirectory(folder, "best_of_n", {**made_by, "prompts": listed}) as run,
-                        tqdm(desc=f"{name}, {strategy}, seed {seed}", unit="clip") as bar,
-                    ):
-                        drawn = best_of_n(
-                            backbone, judge, prompts, settings, run, save_audio=save_audio, load_audio=load_audio,
-                            side_rewards=side, progress=bar,
-                        )  # fmt: skip
-                    runs.append(drawn.summary)
-            results[name] = {**compare(found["full"], found["halving"]), "curves": curves(found["full"])}
-            results[name]["stages"] = found["halving"][0]["strategy"]["stages"]
+    root = work_folder("best_of_n_strategies", config, config.work_dir)
+    for name in config.backbones:
+        backbone = load_backbone(name)
+        warm = {"duration": config.duration, "num_inference_steps": config.num_inference_steps}
+        backbone.generate([prompts[0].prompt], [0], **warm)  # type: ignore[arg-type]
+        found: dict[str, list[dict[str, Any]]] = {"full": [], "halving": []}
+        for seed in config.seeds:
+            for strategy, runs in found.items():
+                settings = BestOfNConfig(
+                    num_candidates=config.num_candidates, seed=seed, batch_size=config.batch_size,
+                    strategy=strategy, duration=config.duration, num_inference_steps=config.num_inference_steps,
+                )  # type: ignore[arg-type]  # fmt: skip
+                folder = root / Path(name).name / f"{strategy}-{seed}"
+                made_by = {**asdict(settings), "backbone": name, "reward": config.reward, "side": sorted(side)}
+                listed = [[prompt.prompt_id, prompt.prompt] for prompt in prompts]
+                with (
+                    RunDirectory(folder, "best_of_n", {**made_by, "prompts": listed}) as run,
+                    tqdm(desc=f"{name}, {strategy}, seed {seed}", unit="clip") as bar,
+                ):
+                    drawn = best_of_n(
+                        backbone, judge, prompts, settings, run, save_audio=save_audio, load_audio=load_audio,
+                        side_rewards=side, progress=bar,
+                    )  # fmt: skip
+                runs.append(drawn.summary)
+        results[name] = {**compare(found["full"], found["halving"]), "curves": curves(found["full"])}
+        results[name]["highest_at"] = {told: int(np.argmax(c)) + 1 for told, c in results[name]["curves"].items()}
+        results[name]["stages"] = found["halving"][0]["strategy"]["stages"]
 
     machine, n = describe_machine(), config.num_candidates
     print(f"{len(prompts)} prompts, N = {n}, {len(config.seeds)} repetitions, judge {config.reward}, on {machine}")
@@ -182,7 +186,9 @@ def main(config: Config) -> None:
         steps = [k for k in range(1, n + 1) if k == n or k & (k - 1) == 0]
         for judge_name, curve in result["curves"].items():
             points = ", ".join(f"{k}: {curve[k - 1]:.3f}" for k in steps)
-            print(f"{name}: {judge_name} of the clip kept of n: {points}")
+            print(
+                f"{name}: {judge_name} of the clip kept of n: {points}; highest at {result['highest_at'][judge_name]}"
+            )
     if config.plot:
         draw_curves(results, config.plot)
     if config.output:

@@ -3,10 +3,9 @@
 python benchmarks/calibration_coverage.py --output coverage.json
 
 Each study draws new systems, votes on them, fits, and asks whether the 95 % intervals hold the true differences of
-offsets, the true scale and the true win probabilities. `as held` draws truths as the prior holds them; the others do
-not: a judge as good as at home, systems far apart or all alike, a third of the votes ties, one system in four votes out
-of five, offsets of a heavy-tailed distribution. Over studies of one kind intervals may miss a fixed truth more often
-than over truths as held: that is what is measured.
+offsets, the true scale and the true win probabilities. `as held` draws truths as the default prior holds them; the
+others do not: a judge as good as at home, systems far apart or all alike, a third of the votes ties, one system in four
+votes out of five, offsets of a heavy-tailed distribution.
 """
 
 from __future__ import annotations
@@ -49,11 +48,14 @@ STUDIES: Mapping[str, Study] = {
     "good judge (scale 1)": Study(scale=(1.0, 0.0)),
     "blind judge (scale 0)": Study(scale=(0.0, 0.0)),
     "systems far apart (spread 1)": Study(spread=1.0),
+    "systems very far apart (spread 2)": Study(spread=2.0),
     "systems alike (spread 0.1)": Study(spread=0.1),
     "a third ties": Study(tie=1.0),
     "uneven": Study(uneven=True),
     "heavy tails": Study(tail=3.0),
     "12 systems": Study(num_systems=12),
+    "12 systems far apart (spread 1)": Study(num_systems=12, spread=1.0),
+    "good judge, systems far apart": Study(scale=(1.0, 0.0), spread=1.0),
 }
 
 

@@ -67,7 +67,8 @@ class Arguments:
 
 
 def with_prior(prior: AnchorPrior) -> Method:
-    return lambda train: fit_anchors(train, allow_disconnected=True, prior=prior)
+    # no interval is asked for
+    return lambda train: fit_anchors(train, allow_disconnected=True, prior=prior, interval_prior=prior)
 
 
 def compare_priors(votes: dict[str, PreferencePair], ids: Sequence[str], num_seeds: int) -> dict[str, Any]:

@@ -117,6 +117,8 @@ def cases(quick: bool) -> dict[str, tuple[Floats, Floats, float | None]]:
     centres = 6 * normal(8, dim)
     shift = np.zeros(dim)
     shift[0] = 1e4
+    half, tenth = np.arange(dim) < dim // 2, (np.arange(n) < n // 10)[:, None]
+    line = np.outer(x[:, 0], np.ones(dim))
     return {
         "random": (x, y, None),
         "clusters": (
@@ -132,6 +134,13 @@ def cases(quick: bool) -> dict[str, tuple[Floats, Floats, float | None]]:
         "copies": (np.repeat(x[: n // 4], 4, axis=0), np.repeat(y[: n // 4], 4, axis=0), None),
         "one point": (np.ones((n, dim)), np.ones((n, dim)), 0.0),
         "far from the origin": (x + 1e6, y + 1e6, None),
+        "2 rows": (x[:2], y[:2], None),
+        "one value in half the columns": (np.where(half, 1.0, x), np.where(half, 1.0, y), None),
+        "zeros in a tenth of the rows": (np.where(tenth, 0.0, x), np.where(tenth, 0.0, y), None),
+        "one point and a cloud": (np.ones((n, dim)), x, None),
+        "one line but for 1e-7": (line + 1e-7 * x, 1.3 * line + 1e-7 * y, None),
+        "values of 1e-9": (1e-9 * x, 1e-9 * y, None),
+        "values of 1e6": (1e6 * x, 1e6 * y, None),
     }
 
 

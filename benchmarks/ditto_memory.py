@@ -6,7 +6,8 @@ For each number of steps, with and without recomputing: bytes that are alive bet
 (what autograd saved and what checkpoints hold; of the models' own weights nothing), the same with the activations of
 the one denoiser call that is recomputed at a time, which is the peak of what steps can add, the resident memory of a
 process of its own at its peak, and seconds of one render with its backward pass, the median of several. Then the ratios
-that are to stay small: the peak at the most steps to that at the fewest, and the time with recomputing to that without.
+that are to stay small: the peak at the most steps to that at the fewest, and the time with recomputing to that without,
+which is the median over pairs of renders made by turns in one process. A stopped run continues.
 """
 
 from __future__ import annotations
@@ -16,20 +17,25 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
+from kept import once, work_folder
 from machine import describe_machine
+from tqdm import tqdm
 
 from alignment import load_backbone
 from alignment.ditto_driver import peak_memory_bytes
 
 PROMPT = "a calm solo piano piece in a minor key"
 MIB = 2**20
+# what the peak at the most steps and the time with recomputing may be, beside those at the fewest and without
+MOST_GROWTH, MOST_TIME = 1.2, 1.5
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,13 @@ class Config:
     whole_steps: tuple[int, ...] = (1, 2, 4, 8)
     """Denoising steps without; the most that is shared with the above is where times are compared."""
     repeats: int = 3
+    work_dir: Path | None = None
+    """Where each case is kept; runs/benchmarks/... if not given."""
     output: Path | None = None
     quick: bool = False
     """A clip of 1 s, fewer steps, one repeat."""
-    case: tuple[int, bool] | None = None
-    """Steps and recomputing of one case, measured in this process: the benchmark starts itself so."""
+    case: tuple[int, Literal["kept", "recomputed", "both"]] | None = None
+    """Steps, and what is measured in this process: the benchmark starts itself so."""
 
 
 def kept_between_passes(backbone: Any, wav_of: Any) -> tuple[int, torch.Tensor]:
@@ -72,23 +80,29 @@ def kept_between_passes(backbone: Any, wav_of: Any) -> tuple[int, torch.Tensor]:
     return sum(found.values()), wav
 
 
-def measure(config: Config, steps: int, checkpoint: bool) -> dict[str, Any]:
+def measure(config: Config, steps: int, kind: str) -> dict[str, Any]:
     backbone: Any = load_backbone(config.backbone)
     latents = backbone.initial_latents([0], config.duration)
     conditioning = backbone.encode_prompts([PROMPT], config.duration)
+    checkpoint = kind == "recomputed"
 
-    def wav_of() -> torch.Tensor:
+    def wav_of(checkpoint: bool = checkpoint) -> torch.Tensor:
         leaf = latents.clone().requires_grad_()
         return backbone.render(leaf, conditioning, num_inference_steps=steps, checkpoint=checkpoint)
 
+    def seconds_of(checkpoint: bool) -> float:
+        began = time.perf_counter()
+        wav_of(checkpoint).square().mean().backward()
+        return time.perf_counter() - began
+
     # fills caches of position encodings, which stay
     backbone.render(latents.clone().requires_grad_(), conditioning, num_inference_steps=1).sum().backward()
+    if kind == "both":
+        seconds_of(False)  # the first pays for what the others do not
+        pairs = [(seconds_of(True), seconds_of(False)) for _ in range(config.repeats)]
+        return {"steps": steps, "ratios": [with_it / without for with_it, without in pairs]}
     start = peak_memory_bytes()
-    seconds = []
-    for _ in range(config.repeats):
-        began = time.perf_counter()
-        wav_of().square().mean().backward()
-        seconds.append(time.perf_counter() - began)
+    seconds = [seconds_of(checkpoint) for _ in range(config.repeats)]
     peak = peak_memory_bytes()
     kept, _ = kept_between_passes(backbone, wav_of)
     return {
@@ -101,8 +115,8 @@ def measure(config: Config, steps: int, checkpoint: bool) -> dict[str, Any]:
     }
 
 
-def in_own_process(config: Config, steps: int, checkpoint: bool) -> dict[str, Any]:
-    flags = ["--backbone", config.backbone, "--repeats", config.repeats, "--case", steps, checkpoint]
+def in_own_process(config: Config, steps: int, kind: str) -> dict[str, Any]:
+    flags = ["--backbone", config.backbone, "--repeats", config.repeats, "--case", steps, kind]
     if config.duration is not None:
         flags += ["--duration", config.duration]
     command = [sys.executable, __file__, *map(str, flags)]
@@ -118,9 +132,14 @@ def main(config: Config) -> None:
         print(json.dumps(measure(config, *config.case)))
         return
     if config.quick:
-        config = Config(config.backbone, 1.0, (4, 12), (1, 2, 4), 1, config.output)
-    cases = [(steps, False) for steps in config.whole_steps] + [(steps, True) for steps in config.steps]
-    rows = [in_own_process(config, *case) for case in cases]
+        config = replace(config, duration=1.0, steps=(4, 12), whole_steps=(1, 2, 4), repeats=1)
+    folder = work_folder("ditto_memory", config, config.work_dir)
+    shared = max(set(config.steps) & set(config.whole_steps))
+    cases = [(steps, "kept") for steps in config.whole_steps] + [(steps, "recomputed") for steps in config.steps]
+    found = {}
+    for case in tqdm([*cases, (shared, "both")], desc="cases"):
+        found[case] = once(folder / f"{case[0]}-{case[1]}.json", partial(in_own_process, config, *case))
+    rows = [found[case] for case in cases]
     by_case = {(row["steps"], row["checkpoint"]): row for row in rows}
     first, second = config.whole_steps[:2]
     # a call's activations: the growth without recomputing
@@ -128,14 +147,13 @@ def main(config: Config) -> None:
     call = (kept[1] - kept[0]) / (second - first)
     fewest, most = min(config.steps), max(config.steps)
     peaks = [by_case[steps, True]["kept_bytes"] + call for steps in (fewest, most)]
-    shared = max(set(config.steps) & set(config.whole_steps))
+    times = found[shared, "both"]["ratios"]
     ratios = {
         f"peak of {most} steps to {fewest}": peaks[1] / peaks[0],
         f"kept of {most} steps to {fewest}": by_case[most, True]["kept_bytes"] / by_case[fewest, True]["kept_bytes"],
         f"resident peak of {most} steps to {fewest}": by_case[most, True]["peak_memory_bytes"]
         / by_case[fewest, True]["peak_memory_bytes"],
-        f"time of {shared} steps, recomputed to not": by_case[shared, True]["seconds"]
-        / by_case[shared, False]["seconds"],
+        f"time of {shared} steps, recomputed to not": float(np.median(times)),
     }
     machine = describe_machine()
     length = "its own length" if config.duration is None else f"{config.duration:g} s"
@@ -148,10 +166,13 @@ def main(config: Config) -> None:
             f"| {row['steps']} | {'yes' if row['checkpoint'] else 'no'} | {row['kept_bytes'] / MIB:.2f} "
             f"| {peak / MIB:.2f} | {row['peak_memory_bytes'] / MIB:.0f} | {row['seconds']:.2f} |"
         )
+    bounds = dict(zip(ratios, (MOST_GROWTH, None, None, MOST_TIME), strict=True))
     for name, ratio in ratios.items():
-        print(f"{name}: {ratio:.3f}")
+        told = "" if bounds[name] is None else f" (at most {bounds[name]}: {'yes' if ratio <= bounds[name] else 'NO'})"
+        print(f"{name}: {ratio:.3f}{told}")
     if config.output:
         results = {"backbone": config.backbone, "machine": machine, "call_bytes": call, "rows": rows, "ratios": ratios}
+        results["time_ratios"] = times
         config.output.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Does expert iteration help on prompts it never trained on, and what does it cost? The recipe as a user runs it.
 
-    python benchmarks/expert_iteration_gain.py --output expert_iteration.json --held-out-reward other-judge/
+    python benchmarks/expert_iteration_gain.py --output expert_iteration.json
     python benchmarks/expert_iteration_gain.py --scaling --output expert_iteration_scaling.json
 
 Prints each round beside the base: the reward's rise with its interval over prompts, in standard deviations of the base
@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
+from kept import work_folder
 from machine import describe_machine
+
+from tunejury.loading import KNOWN_REWARDS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "expert_iteration.py"
 QUICK = ("--num-candidates", "2", "--num-evaluation-seeds", "2", "--num-steps", "5", "--num-inference-steps", "4")
@@ -34,13 +37,15 @@ class Config:
 
     backbone: str = "compact-flow"
     reward: str = "compact"
-    held_out_reward: str | None = None
+    held_out_reward: str | None = "compact-b" if "compact-b" in KNOWN_REWARDS else None
     num_rounds: int = 3
     seed: int = 0
-    more: tuple[str, ...] = ()
-    """Further flags of the recipe, such as --more --learning-rates 1e-4 5e-4."""
-    run_dir: Path | None = None
-    """Where the run stays, and is continued; a temporary folder if not given."""
+    num_processes: int = 0
+    """Launched ones, of a thread each; 0: a single one of all threads."""
+    more: str = ""
+    """Further flags of the recipe, such as --more="--learning-rates 1e-4 5e-4"."""
+    work_dir: Path | None = None
+    """Where the run stays, and is continued; runs/benchmarks/... if not given."""
     scaling: bool = False
     """One and two processes drawing candidates, instead of the gain."""
     output: Path | None = None
@@ -50,6 +55,7 @@ class Config:
 
 def run_recipe(config: Config, folder: Path, *flags: str, num_processes: int = 0) -> float:
     """Run the recipe into a folder; returns seconds. With `num_processes` launched, of one thread each."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(RECIPE)]
     environment = dict(os.environ)
     if num_processes:
@@ -70,7 +76,9 @@ def run_recipe(config: Config, folder: Path, *flags: str, num_processes: int = 0
             command += [flag, str(file)]
         command += [*QUICK, "--keep-fraction", "0.5"]
     started = time.perf_counter()
-    subprocess.run([*command, *config.more, *flags], env=environment, check=True)
+    done = subprocess.run([*command, *shlex.split(config.more), *flags], env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"the recipe ended with code {done.returncode}; the same command goes on where it stopped")
     return time.perf_counter() - started
 
 
@@ -79,7 +87,7 @@ def checks(results: dict[str, Any], seconds: float) -> dict[str, bool | None]:
     base, rounds = results["base"], [row for row in results["rounds"] if row.get("reward_mean") is not None]
     means = [base["reward_mean"], *(row["reward_mean"] for row in rounds)]
     selected = next((row for row in rounds if row["round"] == results["selected_round"]), None)
-    held = None if selected is None else selected["held_out_delta_ci"]
+    held = None if selected is None else selected["held_out_delta"]
     return {
         "the mean reward rises in the first round": len(means) > 1 and means[1] > means[0],
         "and again in the second": len(means) > 2 and means[2] > means[1],
@@ -88,13 +96,13 @@ def checks(results: dict[str, Any], seconds: float) -> dict[str, bool | None]:
         ),
         "its interval is above zero": bool(selected and selected["reward_delta_ci"][0] > 0),
         "at least 70 % of held-out prompts improve": bool(selected and selected["improved_fraction"] >= 0.7),
-        "held-out judge not below the base": None if held is None else held[1] >= 0,
+        "held-out judge not below the base": None if held is None else held >= 0,
         "under 45 minutes": seconds < 45 * 60,
     }
 
 
 def gain(config: Config, folder: Path) -> dict[str, Any]:
-    wall = run_recipe(config, folder)
+    wall = run_recipe(config, folder, num_processes=config.num_processes)
     results = json.loads((folder / "results.json").read_text())
     base = results["base"]
     print(f"base: reward {base['reward_mean']:.3f}, {base['reward_deviation']:.3f} between seeds of a prompt")
@@ -149,10 +157,8 @@ def _interval(values: list[float]) -> str:
 def main(config: Config) -> None:
     machine = describe_machine()
     print(f"{config.backbone} learning from {config.reward} on {machine}")
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "run" if config.run_dir is None else config.run_dir
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        measured = scaling(config, folder) if config.scaling else gain(config, folder)
+    folder = work_folder("expert_iteration_gain", config, config.work_dir) / "run"
+    measured = scaling(config, folder) if config.scaling else gain(config, folder)
     if config.output:
         about = {"backbone": config.backbone, "reward": config.reward, "machine": machine, "quick": config.quick}
         config.output.write_text(json.dumps({**about, **measured}, indent=1) + "\n")

@@ -13,7 +13,7 @@ import csv
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from tunejury.votes import read_votes
 
 NUM_ANCHORS = (0, 3, 10, 30, 100, 250)
 PUBLISHED_ROW = ("55.1±2.0", "56.5±2.5", "57.0±2.5", "58.1±2.0", "60.0±2.6", "61.0±1.6")
+PUBLISHED_GAINS = {30: "+3.0", 100: "+4.9", 250: "+5.9"}
 REFERENCE_SYSTEM = "sonauto-v2-2"
 SPLIT = 299
 
@@ -81,14 +82,17 @@ def main(config: Config) -> None:
         except FileNotFoundError as error:
             print(f"| {part.__name__}: skipped, {error.filename} is absent | | | |")
     comparison: list[dict[str, Any]] = []
+    others: dict[str, Any] = {}
     try:
         votes, ids = read_battles(config.data_dir)
         comparison = compare(votes, ids, 5 if config.quick else config.comparison_seeds)
+        others = compare_on_others(votes, ids)
     except FileNotFoundError as error:
         print(f"comparison of calibrations: skipped, {error.filename} is absent")
     if config.output is not None:
         rows_out = [{**asdict(row), "same": row.same} for row in rows]
-        text = json.dumps({"machine": machine, "figures": rows_out, "comparison": comparison}, indent=1)
+        report = {"machine": machine, "figures": rows_out, "comparison": comparison, "other_battles": others}
+        text = json.dumps(report, indent=1)
         config.output.write_text(text + "\n")
 
 
@@ -100,6 +104,8 @@ def bins(config: Config) -> Iterator[Row]:
     yield Row("expected calibration error", "0.0339", f"{error:.4f}", error)
     accuracy = sum(part.count * part.accuracy for part in parts) / sum(part.count for part in parts)
     yield Row("pairwise accuracy", "0.7086", f"{accuracy:.4f}", accuracy)
+    margin = sum(b["n"] * b["mean_abs_margin"] for b in overall["bins"]) / overall["n_total"]
+    yield Row("mean absolute margin, 2,035 held-out pairs", "1.148", f"{margin:.3f}", margin)
 
 
 def pam(config: Config) -> Iterator[Row]:
@@ -114,6 +120,9 @@ def pam(config: Config) -> Iterator[Row]:
     systems = [clip["system"] for clip in clips]
     means = system_means(scores, systems)
     generated = [name for name in means if name != "real"]
+    for entry in summary["per_system"]:
+        yield deviation_row(f"PAM, musicality of {entry['system']}", entry, "pam", scores, systems)
+    yield ranking_row("musicality", summary, "pam_n5", means)
     for key, name, published in (("tj_ta", "with prompt", "0.59"), ("tj_a", "without prompt", "0.67")):
         rewards = [clip[key] for clip in clips]
         value = spearman(rewards, scores, ties="first")
@@ -124,9 +133,22 @@ def pam(config: Config) -> Iterator[Row]:
             label = f"PAM, {len(members)} systems, Spearman, {name}"
             yield Row(label, f"{summary[group][f'{key}_vs_pam']:.1f}", f"{value:.1f}", value)
         for entry in summary["per_system"]:
-            value = rewards_of[entry["system"]]
-            label = f"PAM, mean reward of {entry['system']}, {name}"
-            yield Row(label, f"{entry[f'{key}_mean']:.4f}", f"{value:.4f}", value)
+            yield deviation_row(f"PAM, reward of {entry['system']}, {name}", entry, key, rewards, systems)
+        yield ranking_row(f"reward {name}", summary, f"{key}_n5", rewards_of)
+
+
+def deviation_row(
+    figure: str, published: Mapping[str, Any], key: str, values: Sequence[float], systems: Sequence[str]
+) -> Row:
+    """Mean and (the population's) deviation of one system's clips."""
+    own = [value for value, system in zip(values, systems, strict=True) if system == published["system"]]
+    printed = f"{published[f'{key}_mean']:.4f}±{published[f'{key}_std']:.4f}"
+    return Row(figure, printed, f"{np.mean(own):.4f}±{np.std(own):.4f}", float(np.mean(own)))
+
+
+def ranking_row(name: str, summary: Mapping[str, Any], key: str, means: Mapping[str, float]) -> Row:
+    ranked = sorted(means, key=lambda system: -means[system])
+    return Row(f"PAM, systems by {name}", ", ".join(summary["rankings"][key]), ", ".join(ranked))
 
 
 def musiccaps(config: Config) -> Iterator[Row]:
@@ -154,6 +176,21 @@ def battles(config: Config) -> Iterator[Row]:
         value = 100 * pairwise_accuracy(margins[part], outcomes[part])
         # 205 of 400 are printed as 51.3: halves go up, which formatting alone does not do
         yield Row(f"raw agreement (%), absolute margin {name}", published, f"{value + 1e-9:.1f}", value)
+    margin = float(np.mean([abs(a) for a in margins_and_outcomes([votes[i] for i in ids])[0]]))
+    # not what the table gives, which has the raw and calibrated rows exactly: published from other rewards, perhaps
+    yield Row("mean absolute margin, 598 of Feb-Mar battles", "0.560", f"{margin:.3f}", margin)
+    for system, won, name, published in (
+        ("acestep-1.5-turbo-1.7b", 0.0, "higher reward in battles it lost", "73.6"),
+        ("musicgen-medium", 1.0, "lower reward in battles it won", "83.8"),
+    ):
+        own = [
+            (margin, outcome) if vote.system_a == system else (-margin, 1 - outcome)
+            for vote, margin, outcome in zip(votes.values(), margins, outcomes, strict=True)
+            if system in (vote.system_a, vote.system_b)
+        ]
+        value = 100 * float(np.mean([(margin > 0) != outcome for margin, outcome in own if outcome == won]))
+        yield Row(f"{system}, {name} (%)", published, f"{value:.1f}", value)
+    raw = 0.0
     for count, published in zip(NUM_ANCHORS, PUBLISHED_ROW, strict=True):
         accuracies = [
             100 * measure(published_method(train), test)["accuracy"]
@@ -162,6 +199,10 @@ def battles(config: Config) -> Iterator[Row]:
         # the published spread is the population's, not the sample's
         ours = f"{np.mean(accuracies):.1f}±{np.std(accuracies):.1f}"
         yield Row(f"anchor calibration, K = {count} (%)", published, ours, float(np.mean(accuracies)))
+        raw = raw or float(np.mean(accuracies))
+        if count in PUBLISHED_GAINS:
+            gain = float(np.mean(accuracies)) - raw
+            yield Row(f"its gain over K = 0, K = {count} (points)", PUBLISHED_GAINS[count], f"{gain:+.1f}", gain)
 
 
 def compare(votes: dict[str, PreferencePair], ids: Sequence[str], num_seeds: int) -> list[dict[str, Any]]:
@@ -193,6 +234,17 @@ def compare(votes: dict[str, PreferencePair], ids: Sequence[str], num_seeds: int
         )
         table.append({"num_anchors": count, "seeds": num_seeds, **means, "accuracy_gain_standard_error": error})
     return table
+
+
+def compare_on_others(votes: dict[str, PreferencePair], ids: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Methods fitted to the whole slice and tested on the battles of the file outside it."""
+    train, test = [votes[i] for i in ids], [vote for name, vote in votes.items() if name not in set(ids)]
+    fits = {"raw": published_method([]), "published": published_method(train), "default": fit_anchors(train)}
+    results = {name: measure(fit, test) for name, fit in fits.items()}
+    print(f"\nfitted to the {len(train)} battles of the slice, tested on the other {len(test)} of the file:")
+    for name, figures in results.items():
+        print(f"{name}: accuracy {100 * figures['accuracy']:.1f} %, log loss {figures['log_loss']:.3f}")
+    return results
 
 
 def read_battles(data_dir: Path) -> tuple[dict[str, PreferencePair], list[str]]:

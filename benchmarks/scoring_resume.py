@@ -128,7 +128,7 @@ def measure(config: Config, folder: Path) -> list[dict[str, Any]]:
     })  # fmt: skip
 
     launch = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(config.processes),
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(config.processes),
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port(),
         "-m", "tunejury.score_collection", str(folder / "clips"), *options, "--output", str(folder / "shared.jsonl"),
     ]  # fmt: skip

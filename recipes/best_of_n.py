@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from alignment.best_of_n import BestOfNConfig, best_of_n, rank_existing
 from alignment.errors import InputError as AlignmentInputError
-from alignment.processes import SaidElsewhere, is_main, launched_processes
+from alignment.processes import SaidElsewhere, is_main, launched_processes, own_device
 from alignment.requests import read_request
 from alignment.results import describe
 from alignment.runs import REPORT, RESULTS, RunDirectory
+from tunejury.command_line import read_flags
 from tunejury.errors import InputError as JudgeInputError
 
 DEFAULT_PROMPTS = Path(__file__).parent / "prompts" / "default.txt"
@@ -56,6 +57,12 @@ class Arguments:
     """Denoising steps: more take longer."""
     guidance_scale: float | None = None
     """How closely the prompt is followed; 1 is without guidance."""
+    temperature: float | None = None
+    """Of a backbone that draws tokens, as the two below; its own default if not given."""
+    top_k: int | None = None
+    """Only the most probable tokens, so many, are drawn from; 0: all."""
+    top_p: float | None = None
+    """Of those only the fewest that reach this probability together; 1: all."""
     seed: int = 0
     """Of the first candidate."""
     batch_size: int = 8
@@ -93,9 +100,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     from tunejury import load_audio, load_reward, save_audio
     from tunejury.side_metrics import Hearing
 
-    device = None if arguments.device == "auto" else arguments.device
-    if processes.num_processes > 1 and device in (None, "cuda"):
-        device = str(processes.device)
+    device = own_device(arguments.device, processes)
     reward = load_reward(arguments.reward, device=device, protocol=arguments.protocol)
     hearing = Hearing(reward)
     side = {"clap_score": hearing.clap_score} if hearing.clap_score else {}
@@ -114,6 +119,8 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
                 result = rank_existing(asked.clips, hearing, directory, **given)
         else:
             options = {"device": device, "dtype": arguments.dtype, "adapter": arguments.adapter}
+            drawing = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
+            options["defaults"] = {name: value for name, value in drawing.items() if value is not None}
             backbone = load_backbone(arguments.backbone, **options)
             backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
             with directory:
@@ -122,7 +129,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments)
+    arguments = read_flags(lambda: tyro.cli(Arguments))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     processes = launched_processes(arguments.device)
     try:

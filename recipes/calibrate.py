@@ -22,6 +22,7 @@ import tyro
 
 from alignment.errors import InputError as AlignmentInputError
 from alignment.runs import REPORT, RESULTS, RunDirectory, default_output_directory, versions
+from tunejury.command_line import read_flags
 from tunejury.errors import InputError
 
 CALIBRATION = "calibration.json"
@@ -92,6 +93,10 @@ def run(arguments: Arguments) -> tuple[Path, dict[str, Any]]:
     )  # fmt: skip
     reference = calibration.reference_system or ""
     outcomes = [vote.target for vote in votes]
+    if set(outcomes) == {0.5}:
+        raise InputError(
+            f"all {len(votes)} votes are ties, on which nothing can be measured; `tunejury calibrate` only fits"
+        )
     probabilities = held_out_probabilities(votes, reference, num_folds=arguments.num_folds, seed=arguments.seed)
     groups = [vote.prompt or vote.pair_id for vote in votes]
     held_out = {
@@ -143,8 +148,8 @@ def show(output_dir: Path, summary: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments)
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
+    arguments = read_flags(lambda: tyro.cli(Arguments))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         show(*run(arguments))
     except (AlignmentInputError, InputError, OSError) as error:

@@ -23,9 +23,10 @@ from alignment.ditto_driver import ditto
 from alignment.ditto_results import describe_ditto
 from alignment.errors import InputError as AlignmentInputError
 from alignment.objectives import WeightedSum, parse_rewards
-from alignment.processes import SaidElsewhere, is_main, launched_processes
+from alignment.processes import SaidElsewhere, is_main, launched_processes, own_device
 from alignment.requests import read_request
 from alignment.runs import REPORT, RESULTS, RunDirectory
+from tunejury.command_line import read_flags
 from tunejury.errors import InputError as JudgeInputError
 
 DEFAULT_PROMPTS = Path(__file__).parent / "prompts" / "default.txt"
@@ -43,6 +44,8 @@ class Arguments(DittoConfig):
     """One prompt instead of a file."""
     backbone: str = "compact-flow"
     """Text-to-music model whose clips start from latents: a shipped name, a folder in diffusers' layout, a hub id."""
+    adapter: Path | None = None
+    """Folder of a LoRA adapter in PEFT's format for it, as expert iteration writes them."""
     reward: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What rises, NAME or NAME:WEIGHT; given several times, their weighted sum. A judge (compact if not given),
     clap-score, or a control: intensity=FILE, melody=FILE follow a reference clip's loudness curve or melody."""
@@ -59,9 +62,6 @@ class Arguments(DittoConfig):
     """cpu, cuda, cuda:N, mps; auto takes a GPU where there is one."""
     dtype: str | None = None
     """Of the backbone: float32 (default), float16, bfloat16."""
-
-    def __post_init__(self) -> None:
-        """Checked in `run`, where a mistake ends in one line."""
 
 
 def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
@@ -82,9 +82,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     from tunejury.loading import KNOWN_REWARDS
     from tunejury.side_metrics import Hearing
 
-    device = None if arguments.device == "auto" else arguments.device
-    if processes.num_processes > 1 and device in (None, "cuda"):
-        device = str(processes.device)
+    device = own_device(arguments.device, processes)
 
     def load(name: str) -> Any:
         if name.startswith(CONTROLS):
@@ -104,8 +102,8 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     held_out = load(other) if wanted else None
     hearing = Hearing(next(iter(judges.values()))) if judges else None
     side: dict[str, Any] = parts if len(parts) > 1 else {}
-    if hearing is not None and hearing.clap_score and "clap-score" not in parts:
-        side = {**side, "clap_score": hearing.clap_score}
+    if hearing is not None and "clap-score" not in parts:
+        side = {**side, **hearing.matches}
     info = {"reward": {"name": " + ".join(arguments.reward or ("compact",)), "licenses": {}}, "side": {}}
     for judge in judges.values():
         info["reward"]["licenses"] |= judge.licenses()
@@ -115,7 +113,8 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
         info["side"]["held_out_reward"] = record
     if hearing is not None:
         info["embedding"] = f"audio encoders of {hearing.model.config.name}"
-    backbone = check_latent_backbone(load_backbone(arguments.backbone, device=device, dtype=arguments.dtype))
+    options = {"device": device, "dtype": arguments.dtype, "adapter": arguments.adapter}
+    backbone = check_latent_backbone(load_backbone(arguments.backbone, **options))
     backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
     given = {"held_out": held_out, "side_rewards": side, "embed": hearing.embed if hearing else None, "info": info}
     given |= {"save_audio": save_audio, "load_audio": partial(load_audio, channels=1)}
@@ -124,7 +123,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments)
+    arguments = read_flags(lambda: tyro.cli(Arguments))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     processes = launched_processes(arguments.device)
     try:

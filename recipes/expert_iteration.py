@@ -22,11 +22,12 @@ from alignment.errors import InputError as AlignmentInputError
 from alignment.expert_iteration import ExpertIterationConfig, check_prompts, expert_iteration
 from alignment.expert_results import describe
 from alignment.lora import adapter_card, save_merged
-from alignment.processes import SaidElsewhere, agree, is_main, launched_processes
+from alignment.processes import SaidElsewhere, agree, is_main, launched_processes, own_device
 from alignment.reference_audio import embed_files, find_reference
 from alignment.requests import read_request
 from alignment.runs import LOGS, REPORT, RESULTS, RunDirectory
 from alignment.trackers import Tracker, check_tracker, start_tracker
+from tunejury.command_line import read_flags
 from tunejury.errors import InputError as JudgeInputError
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -89,13 +90,10 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     from tunejury.distribution import frechet_distance
     from tunejury.side_metrics import Hearing
 
-    device = None if arguments.device == "auto" else arguments.device
-    if processes.num_processes > 1 and device in (None, "cuda"):
-        device = str(processes.device)
+    device = own_device(arguments.device, processes)
     reward = load_reward(arguments.reward, device=device, protocol=arguments.protocol)
     hearing = Hearing(reward)
-    matches = {"clap_score": hearing.clap_score, "prompt_match": hearing.prompt_match}
-    side = dict([(name, judge) for name, judge in matches.items() if judge is not None][:1])
+    side: dict[str, Any] = {**hearing.matches}
     info = {"reward": {"name": reward.config.name, "licenses": reward.licenses()}, "protocol": reward.protocol}
     info |= {"embedding": f"audio encoders of {reward.config.name}", "side": {}}
     if arguments.held_out_reward is not None:
@@ -124,8 +122,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # it warns of the bias of few clips; sets of equal size are compared here
     logging.getLogger("tunejury.distribution").setLevel(logging.ERROR)
-    # impossible numbers are found by the configurations and told as other mistakes in flags are
-    arguments = tyro.cli(tyro.conf.OmitArgPrefixes[Arguments])
+    arguments = read_flags(lambda: tyro.cli(tyro.conf.OmitArgPrefixes[Arguments]))
     processes = launched_processes(arguments.device)
     try:
         output_dir, summary = run(arguments, processes)

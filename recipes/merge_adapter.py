@@ -11,9 +11,10 @@ from pathlib import Path
 
 import tyro
 
-from alignment.backbones.loading import check_backbone
+from alignment.backbones.known import check_backbone
 from alignment.errors import InputError
 from alignment.lora import adapter_card, check_adapter, save_merged
+from tunejury.command_line import read_flags
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def run(arguments: Arguments) -> None:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments)
+    arguments = read_flags(lambda: tyro.cli(Arguments))
     try:
         run(arguments)
         print(f"merged: {arguments.output_dir}")

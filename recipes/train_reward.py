@@ -21,6 +21,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from alignment.errors import InputError as AlignmentInputError
 from alignment.runs import RESULTS, RunDirectory, default_output_directory, versions
+from tunejury.command_line import read_flags
 from tunejury.errors import InputError
 from tunejury.preferences import PreferencePair, leave_one_source_out, read_pairs, split_pairs
 
@@ -174,7 +175,7 @@ def show(output_dir: Path, summary: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, config=(FlagCreatePairsOff,))
+    arguments = read_flags(lambda: tyro.cli(Arguments, config=(FlagCreatePairsOff,)))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         show(*run(arguments))

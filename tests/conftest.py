@@ -101,14 +101,18 @@ def build_tiny_musicgen(*, stereo: bool = False, melody: bool = False) -> tuple[
     return model.eval(), tokenizer
 
 
-def stable_audio_3(*, stochastic_sampling: bool = False, patch_size: int = 2, gain: float = 2.0) -> Any:
-    """Mono, latents of 128 samples, up to 4 s."""
+def stable_audio_3(
+    *, stochastic_sampling: bool = False, compact: bool = False, patch_size: int = 2, gain: float = 2.0
+) -> Any:
+    """Mono, latents of 128 samples, up to 4 s; `compact`: with the clock and the sampler of compact-flow."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableAudio3DiTModel, StableAudio3Pipeline
     from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
     from transformers import T5GemmaConfig, T5GemmaEncoderModel
     from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
     from alignment import SpectralCodec
+    from alignment.clocked_denoiser import HARMONICS, ClockedStableAudio3DiT
+    from alignment.schedulers import FlowMatchMultistepScheduler
 
     width = 16
     module = T5GemmaModuleConfig(
@@ -117,21 +121,27 @@ def stable_audio_3(*, stochastic_sampling: bool = False, patch_size: int = 2, ga
         dropout_rate=0.1, query_pre_attn_scalar=8, pad_token_id=0, eos_token_id=2, bos_token_id=2,
     ).to_dict()  # fmt: skip
     text_encoder = T5GemmaEncoderModel(T5GemmaConfig(encoder=module, decoder=module, is_encoder_decoder=False))
-    denoiser = StableAudio3DiTModel(
-        io_channels=4, patch_size=patch_size, embed_dim=32, depth=1, num_heads=2, cond_token_dim=width,
-        global_cond_dim=width, local_add_cond_dim=1, timestep_features_dim=16, ff_mult=2.0, num_memory_tokens=2,
-        use_differential_attention=False,
-    )  # fmt: skip
+    shape = {
+        "patch_size": patch_size, "embed_dim": 32, "depth": 1, "num_heads": 2, "cond_token_dim": width,
+        "global_cond_dim": width, "local_add_cond_dim": 1, "timestep_features_dim": 16, "ff_mult": 2.0,
+        "num_memory_tokens": 2, "use_differential_attention": False,
+    }  # fmt: skip
+    denoiser = (
+        ClockedStableAudio3DiT(io_channels=4 + 2 * len(HARMONICS), clock_tempi=(60.0, 140.0), latent_rate=62.5, **shape)
+        if compact
+        else StableAudio3DiTModel(io_channels=4, **shape)
+    )
     codec = SpectralCodec(
         sampling_rate=8_000, latent_dim=4, width=16, expansion=2.0, encoder_depths=(1, 1), decoder_depths=(1, 1),
         n_fft=256, hop_length=64, stride=2,
     )  # fmt: skip
     durations = StableAudio3DurationEmbedder(output_dim=width, fourier_dim=16, max_val=4.0)
     wake(denoiser, text_encoder, gain=gain)
+    scheduler = FlowMatchMultistepScheduler if compact else FlowMatchEulerDiscreteScheduler
     return StableAudio3Pipeline(
         vae=codec, text_encoder=text_encoder, tokenizer=word_tokenizer(), duration_embedder=durations,
         transformer=denoiser,
-        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, stochastic_sampling=stochastic_sampling),
+        scheduler=scheduler(num_train_timesteps=1, stochastic_sampling=stochastic_sampling),
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "tunejury-anchor-calibration/1"
+FORMAT = "tunejury-anchor-calibration/2"
 METHODS = ("anchors", "published")
 MOST_MARGIN = 1e6  # a margin is a difference of log-odds; what lies beyond is none, and its square may overflow
 # nodes and weights of E[f(x)], x standard normal; symmetric, so swapped systems have exactly opposite odds
@@ -51,10 +51,44 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Posterior:
+    """A Gaussian over the scale and the offset of each system."""
+
+    mean: tuple[float, ...]
+    """[1 + S], the scale, then the offset of each system."""
+    covariance: tuple[tuple[float, ...], ...]
+    """[1 + S, 1 + S], of the same."""
+    unseen_deviation: float
+    """Prior standard deviation of the offset of a system without votes."""
+
+    def check(self, num_systems: int) -> None:
+        """Raise InputError if it is not one over the scale and so many offsets."""
+        numbers, matrix = np.array(self.mean, dtype=np.float64), np.array(self.covariance, dtype=np.float64)
+        size = 1 + num_systems
+        if numbers.shape != (size,) or matrix.shape != (size, size):
+            raise InputError(f"expected {size} means, their covariance and the votes of {size - 1} systems")
+        if not all(np.isfinite(part).all() for part in (numbers, matrix, self.unseen_deviation)):
+            raise InputError("a mean, a covariance or a deviation is not finite")
+        if self.unseen_deviation < 0:
+            raise InputError(f"a deviation is negative: {self.unseen_deviation}")
+        if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix).min() < -1e-9:
+            raise InputError("the covariance is not one: it is not symmetric with eigenvalues of at least 0")
+
+    def extended(self, num_unseen: int) -> tuple[Floats, Floats]:
+        """Mean and covariance with so many systems without votes after the others."""
+        size = len(self.mean)
+        mean, covariance = np.zeros(size + num_unseen), np.eye(size + num_unseen) * self.unseen_deviation**2
+        mean[:size], covariance[:size, :size] = self.mean, self.covariance
+        return mean, covariance
+
+
+@dataclass(frozen=True)
 class AnchorCalibration:
     """P(A wins) = sigmoid(scale * (reward_A - reward_B) - (offset_A - offset_B)), with what is unsure about it.
 
     An offset is by how much the judge overrates a system, in log-odds; it is shown relative to the reference system's.
+    Values and probabilities are those of `posterior`, intervals those of `interval_posterior`, which holds less before
+    the votes are seen: a prior that guesses well from few votes makes intervals too narrow for what it did not expect.
     """
 
     method: str
@@ -66,53 +100,51 @@ class AnchorCalibration:
     """Whose offset is shown as 0; None if there were no votes."""
     num_votes: tuple[int, ...]
     """Of each system."""
-    mean: tuple[float, ...]
-    """Posterior mean of the scale, then of the offset of each system."""
-    covariance: tuple[tuple[float, ...], ...]
-    """Posterior covariance of the same."""
+    posterior: Posterior
+    interval_posterior: Posterior
     log_tie: float | None
     """Log of Davidson's tie strength; None if there were no ties."""
-    unseen_deviation: float
-    """Prior standard deviation of the offset of a system without votes."""
     margin_deviation: float
     """Root mean square margin of the anchors, for planning."""
 
     def __post_init__(self) -> None:
-        size = 1 + len(self.systems)
-        numbers = np.array(self.mean, dtype=np.float64)
-        matrix = np.array(self.covariance, dtype=np.float64)
         if self.method not in METHODS:
             raise InputError(f"unknown method {self.method!r}, expected one of: {', '.join(METHODS)}")
-        if numbers.shape != (size,) or matrix.shape != (size, size) or len(self.num_votes) != len(self.systems):
-            raise InputError(f"expected {size} means, their covariance and the votes of {size - 1} systems")
-        rest = [self.unseen_deviation, self.margin_deviation, 0.0 if self.log_tie is None else self.log_tie]
-        if not all(np.isfinite(part).all() for part in (numbers, matrix, rest)) or min(rest[:2]) < 0:
-            raise InputError("a number is not finite, or a deviation is negative")
-        if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix).min() < -1e-9:
-            raise InputError("the covariance is not one: it is not symmetric with eigenvalues of at least 0")
+        if len(self.num_votes) != len(self.systems) or not all(isinstance(n, int) and n >= 0 for n in self.num_votes):
+            raise InputError(f"expected the numbers of votes of {len(self.systems)} systems, got {self.num_votes}")
+        if not all(isinstance(name, str) for name in (*self.systems, self.reference_system or "", self.reward or "")):
+            raise InputError("the name of a system or of the judge is no text")
+        for posterior in (self.posterior, self.interval_posterior):
+            posterior.check(len(self.systems))
+        rest = [self.margin_deviation, 0.0 if self.log_tie is None else self.log_tie]
+        if not np.isfinite(rest).all() or self.margin_deviation < 0:
+            raise InputError(f"a deviation of margins or a tie strength is no such number: {rest}")
         if len(set(self.systems)) < len(self.systems) or (self.systems and self.reference_system not in self.systems):
             raise InputError("expected each system once, and the reference system among them")
 
     @property
     def scale(self) -> float:
         """What a unit of reward margin is worth in log-odds."""
-        return self.mean[0]
+        return self.posterior.mean[0]
 
     def scale_interval(self, level: float = 0.95) -> Estimate:
         """The scale with its interval."""
-        return _estimate(self.mean[0], self.covariance[0][0], level)
+        wide = self.interval_posterior
+        return _estimate(self.scale, wide.mean[0], wide.covariance[0][0], level)
 
     def offset(self, system: str, level: float = 0.95) -> Estimate:
         """By how much the judge overrates a system more than the reference system, in log-odds. A system without votes
         has the prior's wide interval.
         """
         if self.reference_system is None:
-            return _estimate(0.0, self.unseen_deviation**2, level)
-        mean, covariance = self.joint([system, self.reference_system])
+            return _estimate(0.0, 0.0, self.interval_posterior.unseen_deviation**2, level)
+        mean, _ = self.joint([system, self.reference_system])
+        wide, covariance = self.joint([system, self.reference_system], for_intervals=True)
         contrast = np.zeros(len(mean))
         if system != self.reference_system:
             contrast[1:] = 1.0, -1.0
-        return _estimate(float(contrast @ mean), float(contrast @ covariance @ contrast), level)
+        variance = float(contrast @ covariance @ contrast)
+        return _estimate(float(contrast @ mean), float(contrast @ wide), variance, level)
 
     def check_reward(self, name: str) -> None:
         """Raise InputError if it says that it is for another judge than the one of this name."""
@@ -148,10 +180,11 @@ class AnchorCalibration:
 
     def win_interval(self, margin: float, system_a: str, system_b: str, level: float = 0.95) -> Estimate:
         """`win_probability` with the interval that offsets and scale leave for it."""
-        z, deviation = self._log_odds([margin], [system_a], [system_b])
+        value = self.win_probability(margin, system_a, system_b)
+        z, deviation = self._log_odds([margin], [system_a], [system_b], for_intervals=True)
         width = _quantile(level) * deviation[0]
         low, high = _sigmoid(np.array([z[0] - width, z[0] + width]))
-        return Estimate(self.win_probability(margin, system_a, system_b), float(low), float(high))
+        return Estimate(value, min(value, float(low)), max(value, float(high)))
 
     def outcome_probabilities(self, margin: float, system_a: str, system_b: str) -> dict[str, float]:
         """Probabilities {"a", "tie", "b"} of the three votes; a tie has 0 if there was none among the anchors."""
@@ -174,14 +207,14 @@ class AnchorCalibration:
         self._say_unseen([system])
         return rewards * self.scale - self.offset(system).value
 
-    def joint(self, systems: Sequence[str]) -> tuple[Floats, Floats]:
+    def joint(self, systems: Sequence[str], *, for_intervals: bool = False) -> tuple[Floats, Floats]:
         """Mean [1 + S] and covariance [1 + S, 1 + S] of the scale and the offsets of the given systems, which may
-        include ones without votes.
+        include ones without votes; of the wider posterior if they are for an interval.
         """
-        names = [*self.systems, *self.unseen(systems)]
-        mean, covariance = np.zeros(1 + len(names)), np.eye(1 + len(names)) * self.unseen_deviation**2
-        size = 1 + len(self.systems)
-        mean[:size], covariance[:size, :size] = self.mean, self.covariance
+        unseen = self.unseen(systems)
+        names = [*self.systems, *unseen]
+        posterior = self.interval_posterior if for_intervals else self.posterior
+        mean, covariance = posterior.extended(len(unseen))
         places = [0, *(1 + names.index(system) for system in systems)]
         return mean[places], covariance[np.ix_(places, places)]
 
@@ -211,18 +244,23 @@ class AnchorCalibration:
             if not isinstance(values, Mapping) or values.get("format") != FORMAT:
                 raise InputError(f"it does not say that its format is {FORMAT!r}")
             return cls._from_dict({name: value for name, value in values.items() if name != "format"})
-        except (InputError, ValueError, TypeError, KeyError) as error:
+        except (InputError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InputError(f"{path} is no calibration: {' '.join(str(error).split())}") from error
 
     @classmethod
     def _from_dict(cls, values: Mapping[str, Any]) -> AnchorCalibration:
-        lists = {name: tuple(values[name]) for name in ("systems", "num_votes", "mean")}
-        return cls(**{**values, **lists, "covariance": tuple(map(tuple, values["covariance"]))})
+        lists = {name: tuple(values[name]) for name in ("systems", "num_votes")}
+        posteriors = {}
+        for name in ("posterior", "interval_posterior"):
+            part = values[name]
+            covariance = tuple(map(tuple, part["covariance"]))
+            posteriors[name] = Posterior(**{**part, "mean": tuple(part["mean"]), "covariance": covariance})
+        return cls(**{**values, **lists, **posteriors})
 
     def _log_odds(
-        self, margins: ArrayLike, systems_a: Sequence[str], systems_b: Sequence[str]
+        self, margins: ArrayLike, systems_a: Sequence[str], systems_b: Sequence[str], *, for_intervals: bool = False
     ) -> tuple[Floats, Floats]:
-        """Mean and standard deviation [N] of the log-odds of A."""
+        """Mean and standard deviation [N] of the log-odds of A; see `joint`."""
         margin = np.asarray(margins, dtype=np.float64)
         if margin.ndim != 1 or not np.isfinite(margin).all() or not len(margin) == len(systems_a) == len(systems_b):
             raise InputError(
@@ -232,8 +270,9 @@ class AnchorCalibration:
         if (abs(margin) > MOST_MARGIN).any():
             raise InputError(f"a margin is {margin[abs(margin) > MOST_MARGIN][0]:g}, expected a difference of log-odds")
         names = list(dict.fromkeys([*systems_a, *systems_b]))
-        self._say_unseen(names)
-        mean, covariance = self.joint(names)
+        if not for_intervals:  # or it would be said twice
+            self._say_unseen(names)
+        mean, covariance = self.joint(names, for_intervals=for_intervals)
         places = {system: 1 + place for place, system in enumerate(names)}
         rows = np.arange(len(margin))
         design = np.zeros((len(margin), len(mean)))
@@ -260,6 +299,7 @@ def _quantile(level: float) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-def _estimate(value: float, variance: float, level: float) -> Estimate:
+def _estimate(value: float, centre: float, variance: float, level: float) -> Estimate:
+    """The value, in the interval around the centre, widened to hold it where it must be."""
     width = _quantile(level) * max(variance, 0.0) ** 0.5
-    return Estimate(value, value - width, value + width)
+    return Estimate(value, min(value, centre - width), max(value, centre + width))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from tunejury.preferences import PreferencePair
 from tunejury.votes import battle_key, reward_table
 
 METHODS = ("raw", "published", "anchors")
+# what they say of all votes they would say of every fold again
+LOGGERS = ("tunejury.calibration", "tunejury.calibration_fit")
 
 
 def held_out_probabilities(
@@ -23,8 +27,8 @@ def held_out_probabilities(
     """Probability [N] that A wins each vote, by methods fitted to the other folds alone.
 
     Votes on one prompt fall into one fold where prompts are known, else votes on the same clips: a fold must not be
-    judged by what its own clips taught. Folds whose anchors
-    leave systems uncompared are taken as they are.
+    judged by what its own clips taught. Folds whose anchors leave systems uncompared, or are one-sided, are taken as
+    they are, without a warning.
 
     Args:
         votes: with systems and rewards.
@@ -42,12 +46,17 @@ def held_out_probabilities(
     keys = [f"prompt {vote.prompt}" if vote.prompt else repr(battle_key(vote)) for vote in votes]
     groups = sorted(set(keys))
     if not 2 <= num_folds <= len(groups):
-        raise InputError(f"{num_folds} folds of {len(groups)} prompts (or battles without one), expected 2 to as many")
+        raise InputError(
+            f"{num_folds} folds of {len(groups)} prompts (or battles without one), expected 2 folds or more and a "
+            "prompt for each: ask for fewer folds or give more votes"
+        )
     random.Random(seed).shuffle(groups)
     fold_of = {group: place % num_folds for place, group in enumerate(groups)}
     fits: Mapping[str, Callable[[list[PreferencePair]], AnchorCalibration]] = {
         "raw": lambda train: fit_published([], reference_system=reference_system),
-        "published": lambda train: fit_published(train, reference_system=reference_system, allow_disconnected=True),
+        "published": lambda train: fit_published(
+            [vote for vote in train if not vote.is_tie], reference_system=reference_system, allow_disconnected=True
+        ),
         "anchors": lambda train: fit_anchors(train, allow_disconnected=True),
     }
     probabilities = {method: np.empty(len(votes)) for method in METHODS}
@@ -56,6 +65,22 @@ def held_out_probabilities(
         train = [vote for vote, key in zip(votes, keys, strict=True) if fold_of[key] != fold]
         margins = rewards[held_out, 0] - rewards[held_out, 1]
         sides = [[votes[place].system_a for place in held_out], [votes[place].system_b for place in held_out]]
-        for method in METHODS:
-            probabilities[method][held_out] = fits[method](train).win_probabilities(margins, *sides)
+        with _silenced():
+            for method in METHODS:
+                probabilities[method][held_out] = fits[method](train).win_probabilities(margins, *sides)
     return probabilities
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    def none_passes(record: logging.LogRecord) -> bool:
+        return False
+
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    for logger in loggers:
+        logger.addFilter(none_passes)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(none_passes)

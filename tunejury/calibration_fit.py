@@ -18,26 +18,30 @@ it makes of the difference between two clips of like systems; it is one number s
 log-normal prior around 0.5 with deviation 0.35 of its logarithm, and is averaged over with the weights its marginal
 likelihood gives it. Offsets of all systems, the reference included, are drawn alike; only differences count. What other
 numbers would give is measured by `benchmarks/calibration_priors.py`.
+
+Intervals come from the same votes under a prior that holds less, `INTERVAL_PRIOR`: its offsets may lie several times as
+far apart or as near together, its scale almost anywhere. What draws values towards a good guess would make intervals
+miss systems that are farther apart than the guess; how often they hold the truth is measured by
+`benchmarks/calibration_coverage.py`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tunejury.bradley_terry import Fit, Floats, fit_map
-from tunejury.calibration import AnchorCalibration
+from tunejury.calibration import AnchorCalibration, Posterior
 from tunejury.errors import InputError
 from tunejury.preferences import PreferencePair
 from tunejury.votes import connected_groups, count_votes, one_sided_systems, reward_table
 
 logger = logging.getLogger(__name__)
 
-# spreads averaged over: a factor of 4 to both sides of the median in steps of the square root of 2
-SPREAD_STEPS = 2.0 ** np.arange(-2, 2.01, 0.5)
+MOST_NAMED = 10  # systems in a warning
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class AnchorPrior:
     spread_median: float = 0.5
     spread_log_deviation: float = 0.35
     """Of the logarithm of the offsets' spread; inf for a flat one."""
+    spread_range: float = 4.0
+    """Spreads within this factor of the median are averaged over, in steps of the square root of 2."""
     log_tie_deviation: float = 1.0
     """A tie strength of 1 makes a third of the votes between equals ties."""
 
@@ -59,13 +65,20 @@ class AnchorPrior:
         wrong = [name for name in positive if not getattr(self, name) > 0]
         wrong += [] if self.between_deviation >= 0 else ["between_deviation"]
         wrong += [] if np.isfinite(self.scale_mean) else ["scale_mean"]
+        wrong += [] if 1 <= self.spread_range < np.inf else ["spread_range"]
         if wrong:
             raise InputError(f"{wrong[0]} of the prior is {getattr(self, wrong[0])}, which no prior can have")
 
     @property
-    def spreads(self) -> Floats:
-        """The spreads averaged over."""
-        return self.spread_median * SPREAD_STEPS
+    def spread_steps(self) -> Floats:
+        """The spreads averaged over, as multiples of the median."""
+        steps = round(2 * np.log2(self.spread_range))
+        return np.asarray(2.0 ** (np.arange(-steps, steps + 1) / 2))
+
+
+INTERVAL_PRIOR = AnchorPrior(scale_deviation=0.7, spread_median=0.9, spread_log_deviation=1.0, spread_range=8.0)
+"""What intervals hold before a vote is seen. Chosen in simulation, so that they hold the truth about as often as they
+say whether systems lie near together or far apart, and the judge is good or blind."""
 
 
 def fit_published(
@@ -94,7 +107,9 @@ def fit_published(
         logger.warning("%d ties are left out: the published method has none", len(votes) - len(decided))
     rewards = reward_table(decided)
     _check_graph(decided, allow_disconnected)
-    systems = sorted(count_votes(decided).keys() | {reference_system})
+    counts = count_votes(decided)
+    _say_one_sided(decided, counts)
+    systems = sorted(counts.keys() | {reference_system})
     free = [place for place, system in enumerate(systems) if system != reference_system]
     design = _offset_design(decided, systems)
     fit = fit_map(
@@ -109,23 +124,23 @@ def fit_published(
     mean[0] = 1.0
     mean[places] = fit.mean
     covariance[np.ix_(places, places)] = fit.covariance
+    posterior = Posterior(tuple(mean.tolist()), tuple(map(tuple, covariance.tolist())), (2 * l2) ** -0.5)
     return AnchorCalibration(
         method="published",
         reward=reward,
         systems=tuple(systems),
         reference_system=reference_system,
-        num_votes=tuple(count_votes(decided)[system] for system in systems),
-        mean=tuple(mean.tolist()),
-        covariance=tuple(map(tuple, covariance.tolist())),
+        num_votes=tuple(counts[system] for system in systems),
+        posterior=posterior,
+        interval_posterior=posterior,
         log_tie=None,
-        unseen_deviation=(2 * l2) ** -0.5,
         margin_deviation=_margin_deviation(rewards),
     )
 
 
 def fit_anchors(
     votes: Sequence[PreferencePair], *, reference_system: str | None = None, allow_disconnected: bool = False,
-    reward: str | None = None, prior: AnchorPrior = AnchorPrior(),
+    reward: str | None = None, prior: AnchorPrior = AnchorPrior(), interval_prior: AnchorPrior = INTERVAL_PRIOR,
 ) -> AnchorCalibration:  # fmt: skip
     """Fit scale, offsets and, if there are ties, the tie strength jointly (see the module).
 
@@ -136,6 +151,7 @@ def fit_anchors(
         allow_disconnected: take votes that leave groups of systems uncompared; the prior alone then relates them.
         reward: name of the judge whose rewards these are, kept in the result.
         prior: what is held before the votes are seen.
+        interval_prior: what intervals hold instead; the same as `prior` saves half of the work where none are needed.
 
     Raises:
         InputError: a vote has no system or no finite reward, the reference system is in no vote, or groups of systems
@@ -149,9 +165,32 @@ def fit_anchors(
         reference_system = max(systems, key=lambda system: counts[system], default=None)
     elif systems and reference_system not in counts:
         raise InputError(f"no vote is on the reference system {reference_system!r}, there are: {', '.join(systems)}")
-    for system in one_sided_systems(votes):
-        logger.warning("%s won, or lost, each of its %d votes: its offset is limited by the prior", system,
-                       counts[system])  # fmt: skip
+    _say_one_sided(votes, counts)
+    posterior, log_tie = _posterior(votes, rewards, systems, prior)
+    if posterior.mean[0] <= 0:
+        logger.warning(
+            "the votes are against the judge: a higher reward lost more often than it won (scale %.2f), so calibrated "
+            "rewards of one system rank in the reverse order", posterior.mean[0],
+        )  # fmt: skip
+    return AnchorCalibration(
+        method="anchors",
+        reward=reward,
+        systems=tuple(systems),
+        reference_system=reference_system,
+        num_votes=tuple(counts[system] for system in systems),
+        posterior=posterior,
+        interval_posterior=posterior
+        if interval_prior == prior
+        else _posterior(votes, rewards, systems, interval_prior)[0],
+        log_tie=log_tie,
+        margin_deviation=_margin_deviation(rewards),
+    )
+
+
+def _posterior(
+    votes: Sequence[PreferencePair], rewards: Floats, systems: Sequence[str], prior: AnchorPrior
+) -> tuple[Posterior, float | None]:
+    """Of scale and offsets, averaged over the spread, and the log tie strength if there are ties."""
     design = np.concatenate([(rewards[:, 0] - rewards[:, 1])[:, None], _offset_design(votes, systems)], axis=1)
     outcomes = np.array([vote.target for vote in votes])
     ties = bool((outcomes == 0.5).any())
@@ -160,7 +199,8 @@ def fit_anchors(
     prior_mean = np.zeros(size + ties)
     prior_mean[0] = prior.scale_mean
     fits = []
-    for spread in prior.spreads:
+    spreads = prior.spread_median * prior.spread_steps
+    for spread in spreads:
         before = np.zeros((size + ties, size + ties))
         before[0, 0] = prior.scale_deviation**2
         before[1:size, 1:size] = spread**2 * np.eye(len(systems)) + prior.between_deviation**2 * np.outer(level, level)
@@ -174,19 +214,22 @@ def fit_anchors(
         (weight * (fit.covariance + np.outer(fit.mean - mean, fit.mean - mean))
          for weight, fit in zip(weights, fits, strict=True)), np.zeros((len(mean), len(mean)))
     )  # fmt: skip
-    unseen = weights @ prior.spreads**2 + prior.between_deviation**2 * (level @ level / len(level) if systems else 1.0)
-    return AnchorCalibration(
-        method="anchors",
-        reward=reward,
-        systems=tuple(systems),
-        reference_system=reference_system,
-        num_votes=tuple(counts[system] for system in systems),
-        mean=tuple(mean[:size].tolist()),
-        covariance=tuple(map(tuple, covariance[:size, :size].tolist())),
-        log_tie=float(mean[-1]) if ties else None,
-        unseen_deviation=float(unseen**0.5),
-        margin_deviation=_margin_deviation(rewards),
+    unseen = weights @ spreads**2 + prior.between_deviation**2 * (level @ level / len(level) if systems else 1.0)
+    posterior = Posterior(
+        tuple(mean[:size].tolist()), tuple(map(tuple, covariance[:size, :size].tolist())), float(unseen**0.5)
     )
+    return posterior, float(mean[-1]) if ties else None
+
+
+def _say_one_sided(votes: Sequence[PreferencePair], counts: Mapping[str, int]) -> None:
+    """One line, however many they are."""
+    systems = one_sided_systems(votes)
+    if systems:
+        named = [f"{system} ({counts[system]})" for system in systems[:MOST_NAMED]]
+        more = f" and {len(systems) - MOST_NAMED} more" if len(systems) > MOST_NAMED else ""
+        logger.warning(
+            "won, or lost, every one of their votes: %s%s; the prior alone limits their offsets", ", ".join(named), more
+        )
 
 
 def _check_graph(votes: Sequence[PreferencePair], allow_disconnected: bool) -> None:
@@ -223,7 +266,7 @@ def _margin_deviation(rewards: Floats) -> float:
 
 def _weights(fits: Sequence[Fit], prior: AnchorPrior) -> Floats:
     """Posterior of the spread on its grid, whose steps are equal in the logarithm."""
-    before = -((np.log(SPREAD_STEPS) / prior.spread_log_deviation) ** 2) / 2
+    before = -((np.log(prior.spread_steps) / prior.spread_log_deviation) ** 2) / 2
     log_weights = np.array([fit.log_evidence for fit in fits]) + before
     weights = np.exp(log_weights - log_weights.max())
     return np.asarray(weights / weights.sum())

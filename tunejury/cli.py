@@ -18,6 +18,7 @@ from tunejury.command_calibrate import Calibrate
 from tunejury.command_compare import Compare
 from tunejury.command_evaluate import Evaluate
 from tunejury.command_licenses import Licenses
+from tunejury.command_line import read_flags
 from tunejury.command_score import Score
 from tunejury.command_verify import Verify
 from tunejury.errors import InputError
@@ -46,12 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     command = cast(
         Command,
-        tyro.extras.subcommand_cli_from_dict(
-            dict(COMMANDS),
-            prog="tunejury",
-            description="Judge music with a preference reward.",
-            args=argv,
-            config=(FlagCreatePairsOff,),
+        read_flags(
+            lambda: tyro.extras.subcommand_cli_from_dict(
+                dict(COMMANDS),
+                prog="tunejury",
+                description="Judge music with a preference reward.",
+                args=argv,
+                config=(FlagCreatePairsOff,),
+            )
         ),
     )
     try:

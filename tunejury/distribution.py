@@ -8,10 +8,12 @@ embeddings, so compare only sets of equal size, or what `frechet_distance_infini
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 KAD_SCALE = 100.0  # kernel audio distance is stated in hundredths (Chung et al., arXiv 2502.15602)
 ROWS_PER_BLOCK = 1024  # rows of a table of distances held at a time
+TOO_LARGE = "the distance of embeddings this large is beyond a float64, divide both sets by one number first"
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -33,7 +36,8 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
         first, second: embeddings [N, D] and [M, D], N and M at least 2.
 
     Raises:
-        ValueError: wrong shapes, too few rows, or values that are not finite.
+        ValueError: wrong shapes, too few rows, values that are not finite or no real numbers, or so large (beyond some
+            1e150) that the distance is not finite.
     """
     first, second = check_embeddings(first, second)
     fewest, dim = min(len(first), len(second)), first.shape[1]
@@ -139,7 +143,10 @@ def kernel_distance(
     generated, reference = check_embeddings(generated, reference)
     if kernel == "polynomial":
         dim = generated.shape[1]
-        return KAD_SCALE * _discrepancy(generated, reference, lambda x, y: (x @ y.T / dim + 1) ** 3)
+        distance = KAD_SCALE * _discrepancy(generated, reference, lambda x, y: (x @ y.T / dim + 1) ** 3)
+        if not math.isfinite(distance):
+            raise ValueError(TOO_LARGE)
+        return distance
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}, expected one of: {', '.join(KERNELS)}, polynomial")
     if bandwidth is None:
@@ -180,11 +187,17 @@ def mean_pairwise_cosine_distance(embeddings: Tensor) -> float:
 
 
 def check_embeddings(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two sets of embeddings [N, D] and [M, D] in float64.
+    """Two sets of embeddings [N, D] and [M, D] in float64; arrays are taken too.
 
     Raises:
-        ValueError: wrong shapes, fewer than 2 rows in a set, or values that are not finite.
+        ValueError: wrong shapes, fewer than 2 rows in a set, or values that are not finite or no real numbers.
     """
+    # through numpy: torch alone would take lists as float32
+    first, second = (
+        torch.as_tensor(part if isinstance(part, Tensor) else np.asarray(part)) for part in (first, second)
+    )
+    if first.is_complex() or second.is_complex():
+        raise ValueError("embeddings are complex, expected real numbers")
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not first.shape[1]:
         raise ValueError(f"expected embeddings [N, D] and [M, D], got {tuple(first.shape)} and {tuple(second.shape)}")
     if len(first) < 2 or len(second) < 2:
@@ -208,9 +221,11 @@ class _Gaussian:
     def distance(self, embeddings: Tensor) -> float:
         mean, factor = _mean_and_factor(embeddings)
         # tr (F1^T S2 F1)^1/2 = sum of the singular values of F2^T F1: no square root of a rounding error is taken
-        cross = torch.linalg.svdvals(factor.T @ self.factor).sum()
-        distance = (mean - self.mean).square().sum() + factor.square().sum() + self.factor.square().sum() - 2 * cross
-        return float(distance.clamp_min(0))
+        product = factor.T @ self.factor
+        apart = (mean - self.mean).square().sum() + factor.square().sum() + self.factor.square().sum()
+        if not (product.isfinite().all() and apart.isfinite()):
+            raise ValueError(TOO_LARGE)
+        return float((apart - 2 * torch.linalg.svdvals(product).sum()).clamp_min(0))
 
 
 def _mean_and_factor(embeddings: Tensor) -> tuple[Tensor, Tensor]:

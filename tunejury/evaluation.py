@@ -110,8 +110,19 @@ def pair_probabilities(pairs: Sequence[PreferencePair], calibration: AnchorCalib
 
 
 def pair_margins(pairs: Sequence[PreferencePair]) -> Floats:
-    """reward(A) - reward(B) [N]; InputError where one is missing."""
-    return np.array([_known(pair.reward_a) - _known(pair.reward_b) for pair in pairs])
+    """reward(A) - reward(B) [N].
+
+    Raises:
+        InputError: a reward is missing, or their difference is too large for a number.
+    """
+    margins = np.array([_known(pair.reward_a) - _known(pair.reward_b) for pair in pairs])
+    for pair, margin in zip(pairs, margins, strict=True):
+        if not np.isfinite(margin):
+            raise InputError(
+                f"pair {pair.pair_id!r} has rewards {pair.reward_a} and {pair.reward_b}, expected two finite numbers "
+                "with a finite difference"
+            )
+    return margins
 
 
 def rating_report(

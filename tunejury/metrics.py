@@ -54,7 +54,7 @@ def log_loss(probabilities: ArrayLike, outcomes: ArrayLike) -> float:
     probability, outcome = _decided(probabilities, outcomes)
     _check_probabilities(probability)
     with np.errstate(divide="ignore"):
-        return float(-np.mean(np.log(np.where(outcome == 1, probability, 1 - probability))))
+        return float(0.0 - np.mean(np.log(np.where(outcome == 1, probability, 1 - probability))))
 
 
 def brier_score(probabilities: ArrayLike, outcomes: ArrayLike) -> float:
@@ -124,9 +124,15 @@ def pearson(first: ArrayLike, second: ArrayLike) -> float:
     Raises:
         InputError: shapes differ, fewer than 2 values, one not finite, or one side is constant.
     """
-    x, y = _two_series(first, second)
-    x, y = x - x.mean(), y - y.mean()
+    x, y = (_centred(series) for series in _two_series(first, second))
     return float(np.clip((x @ y) / np.sqrt((x @ x) * (y @ y)), -1.0, 1.0))
+
+
+def _centred(series: Floats) -> Floats:
+    """Less its mean, brought near 1 by powers of two, which round nothing: squares of huge values leave float64."""
+    scaled = np.ldexp(series, -np.frexp(np.abs(series).max())[1])
+    scaled = scaled - scaled.mean()
+    return np.asarray(np.ldexp(scaled, -np.frexp(np.abs(scaled).max())[1]))
 
 
 def spearman(first: ArrayLike, second: ArrayLike, ties: Literal["average", "first"] = "average") -> float:

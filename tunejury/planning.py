@@ -34,7 +34,7 @@ def win_half_width(
         raise InputError(f"both systems are {system_a!r}: there is nothing to learn between a system and itself")
     if more_pairs < 0 or not 0 < level < 1:
         raise InputError(f"expected 0 or more pairs and a level within (0, 1), got {more_pairs} and {level}")
-    mean, covariance = calibration.joint([system_a, system_b])
+    mean, covariance = calibration.joint([system_a, system_b], for_intervals=True)
     nodes, weights = np.polynomial.hermite_e.hermegauss(15)
     design = np.stack([calibration.margin_deviation * nodes, -np.ones(15), np.ones(15)], axis=1)  # [15, 3]
     half = design @ mean / 2

@@ -234,18 +234,25 @@ def _pair(row: Mapping[str, Any], where: str, default_id: str, default_source: s
     if not isinstance(prompt, str):
         raise InputError(f"{where}: prompt is {prompt!r:.60}, expected text")
     return PreferencePair(
-        pair_id=str(values["pair_id"] or default_id),
+        pair_id=default_id if values["pair_id"] is None else str(values["pair_id"]),
         target=WINNERS[winner],
         prompt=prompt.strip(),
         audio_a=str(values["audio_a"] or ""),
         audio_b=str(values["audio_b"] or ""),
-        system_a=str(values["system_a"] or "").strip(),
-        system_b=str(values["system_b"] or "").strip(),
+        system_a=_name(values["system_a"], "system_a", where),
+        system_b=_name(values["system_b"], "system_b", where),
         source=str(values["source"] or "").strip() or default_source,
         split=SPLIT_NAMES.get(split, ""),
         reward_a=number(values["reward_a"], "reward_a", where),
         reward_b=number(values["reward_b"], "reward_b", where),
     )
+
+
+def _name(value: Any, name: str, where: str) -> str:
+    """A system's name, on one line."""
+    if isinstance(value, (list, dict)):
+        raise InputError(f"{where}: {name} is {value!r:.60}, expected a name")
+    return "" if value is None else " ".join(str(value).split())
 
 
 def number(value: Any, name: str, where: str) -> float | None:
@@ -258,7 +265,7 @@ def number(value: Any, name: str, where: str) -> float | None:
         return None
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = math.nan
     if isinstance(value, bool) or not math.isfinite(result):
         raise InputError(f"{where}: {name} is {value!r:.60}, expected a finite number")
@@ -284,7 +291,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             if text.strip():
                 try:
                     yield line, json.loads(text)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise InputError(f"{path}:{line}: no JSON object: {error}") from error
 
 
@@ -293,7 +300,7 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}") from error
     if not isinstance(rows, list):
         raise InputError(f"{path}: expected a list of objects, got {type(rows).__name__}")
@@ -304,6 +311,9 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
+            header = (reader.fieldnames or [""])[0]
+            if len(reader.fieldnames or ()) == 1 and (other := next((mark for mark in ";\t|" if mark in header), "")):
+                raise InputError(f"{path}:1: columns are separated by {other!r}, expected commas")
             for row in reader:
                 if None in row or None in row.values():
                     raise InputError(

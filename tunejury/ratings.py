@@ -14,7 +14,7 @@ from tunejury.preferences import number, read_rows
 
 CLIP_COLUMNS = ("audio", "path", "audio_path", "audio-path")
 SYSTEM_COLUMNS = ("system", "model")
-REWARD_COLUMNS = ("reward",)
+REWARD_COLUMNS = ("reward", "reward_score", "tunejury_reward")  # ours, then those of TuneJury's published tables
 NO_RATINGS = {*CLIP_COLUMNS, *SYSTEM_COLUMNS, *REWARD_COLUMNS, "prompt", "source", "dataset", "split", "clip_id", "id"}
 
 
@@ -98,7 +98,7 @@ def _columns_of_numbers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     def is_number(value: Any) -> bool:
         try:
             return value in (None, "") or np.isfinite(float(value))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return False
 
     names = [name for name in rows[0] if str(name).lower() not in NO_RATINGS]

@@ -55,6 +55,14 @@ class Hearing:
         """
         return self._score if all(self._clap) else None
 
+    @property
+    def matches(self) -> dict[str, Callable[[Tensor, int, Sequence[str]], Tensor]]:
+        """How well clips fit their prompts, by name: the CLAP score where the judge has it, else the prompt match."""
+        for name, score in (("clap_score", self.clap_score), ("prompt_match", self.prompt_match)):
+            if score is not None:
+                return {name: score}
+        return {}
+
     def _score(self, wav: Tensor, sample_rate: int, prompts: Sequence[str]) -> Tensor:
         audio, text = self._clap
         read = self.model.encode_prompts(prompts)[text]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from alignment.backbones.loading import available_backbones, check_backbone, load_backbone
+from alignment.backbones.known import available_backbones, check_backbone
+from alignment.backbones.loading import load_backbone
 
 __all__ = ["available_backbones", "check_backbone", "load_backbone"]

@@ -20,7 +20,7 @@ def download(hub_id: str, *, index: str, config: str, extras: tuple[str, ...], c
         index: file that names the components of a pipeline in diffusers' layout.
         config: file that names the kind of model in transformers' layout, where there is no `index`.
         extras: files that are wanted where there are any.
-        check: called with the folder of that one file before anything large is fetched; may refuse it.
+        check: called with the folder of `config` before anything large is fetched; may refuse it.
 
     Returns:
         the model's folder.
@@ -30,18 +30,16 @@ def download(hub_id: str, *, index: str, config: str, extras: tuple[str, ...], c
     """
     from huggingface_hub import snapshot_download
 
-    if fetch(hub_id, index) is None:
-        file = fetch(hub_id, config)
-        if file is None:
-            raise OSError(f"it has no {index} and no {config}")
-        check(file.parent)
-        return Path(snapshot_download(hub_id, allow_patterns=list(_MODEL_FILES)))
-    from diffusers import DiffusionPipeline
+    # asks the hub once, and says at once when it cannot be reached
+    small = Path(snapshot_download(hub_id, allow_patterns=[index, config, *extras]))
+    if (small / index).exists():
+        from diffusers import DiffusionPipeline
 
-    directory = Path(DiffusionPipeline.download(hub_id, use_safetensors=True))
-    for extra in extras:
-        fetch(hub_id, extra)
-    return directory
+        return Path(DiffusionPipeline.download(hub_id, use_safetensors=True))
+    if not (small / config).exists():
+        raise OSError(f"it has no {index} and no {config}")
+    check(small)
+    return Path(snapshot_download(hub_id, allow_patterns=list(_MODEL_FILES)))
 
 
 def fetch(hub_id: str, name: str) -> Path | None:

@@ -1,8 +1,6 @@
 """Finding and loading a backbone by name, directory or hub id.
 
-The class comes from the model's own files, a model_index.json (diffusers) or a config.json (transformers), through a
-table of families for each, imported only when one is needed. Nothing here imports torch or diffusers before a model is
-really loaded, so a front end can check a name first.
+The class comes from the model's own files, through the tables of `known`, and is imported only when it is needed.
 """
 
 from __future__ import annotations
@@ -10,15 +8,24 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignment.backbones.model_files import GENERATION_CONFIG, card_license, generation_config, read_json
+from alignment.backbones.known import (
+    AUDIOCRAFT,
+    CONFIG,
+    HUB_ID,
+    INDEX,
+    available_backbones,
+    check_backbone,
+    check_device,
+    family_of,
+    locate,
+)
+from alignment.backbones.model_files import GENERATION_CONFIG, card_license, generation_config
 from alignment.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,75 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AUDIOCRAFT = "audiocraft:"
-_INDEX = "model_index.json"
-_CONFIG = "config.json"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_DTYPES = ("float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class ShippedBackbone:
-    """A model that is part of this package: no download."""
-
-    directory: Path
-    license: str
-
-
-SHIPPED = {
-    "compact-flow": ShippedBackbone(Path(__file__).parent.parent / "weights" / "compact-flow", "Apache-2.0"),
-}
-
-# pipeline class named in model_index.json -> the backbone that runs it
-FAMILIES = {
-    "AceStepPipeline": "alignment.backbones.ace_step:AceStepBackbone",
-    "AudioLDM2Pipeline": "alignment.backbones.audioldm2:AudioLDM2Backbone",
-    "LongCatAudioDiTPipeline": "alignment.backbones.longcat_audio_dit:LongCatAudioDiTBackbone",
-    "StableAudio3Pipeline": "alignment.backbones.stable_audio_3:StableAudio3Backbone",
-    "StableAudioPipeline": "alignment.backbones.stable_audio:StableAudioBackbone",
-}
-
-# model_type named in config.json -> the backbone that runs it
-MODEL_TYPES = {
-    "musicgen": "alignment.backbones.musicgen_training:TrainableMusicgenBackbone",
-    "musicgen_melody": "alignment.backbones.musicgen_training:TrainableMusicgenBackbone",
-}
-
-# where the components of a pipeline may come from; any other name would mean running a stranger's code
-_COMPONENT_LIBRARIES = ("diffusers", "transformers", "alignment")
-
-
-def available_backbones() -> list[str]:
-    """The names that load without a download."""
-    return sorted(SHIPPED)
-
-
-def check_backbone(name_or_path: str | Path) -> None:
-    """Say early, without loading anything, that a name cannot be a backbone.
-
-    Raises:
-        InputError: neither a shipped name, nor a directory with a known pipeline or model, nor of the form of a hub id.
-    """
-    if str(name_or_path).startswith(AUDIOCRAFT):
-        if importlib.util.find_spec("audiocraft") is None:
-            raise InputError(f"{name_or_path} needs audiocraft, which is not here; see requirements/audiocraft.txt")
-        return
-    directory, _ = _locate(name_or_path)
-    if directory is not None:
-        _family(directory)
-
-
-def check_device(device: str, dtype: str | None) -> None:
-    """Say early that a device or dtype name is wrong.
-
-    Raises:
-        InputError: names the known ones.
-    """
-    if not _DEVICE.fullmatch(device):
-        raise InputError(f"unknown device {device!r}; expected auto, cpu, cuda, cuda:N or mps")
-    if dtype is not None and dtype not in _DTYPES:
-        raise InputError(f"unknown dtype {dtype!r}; expected one of {', '.join(_DTYPES)}")
+# components of ours, which a pipeline's files may name
+_COMPONENT_MODULES = ("alignment.clocked_denoiser", "alignment.codec", "alignment.schedulers")
 
 
 def load_backbone(
@@ -134,10 +74,10 @@ def load_backbone(
         return backbone
     if str(name_or_path).startswith(AUDIOCRAFT):
         return _checked(_load_audiocraft(str(name_or_path), _device(device), dtype, defaults), defaults)
-    directory, shipped = _locate(name_or_path)
+    directory, shipped = locate(name_or_path)
     if directory is None:
         directory = _download(str(name_or_path))
-    module_name, class_name = _family(directory).split(":")
+    module_name, class_name = family_of(directory).split(":")
     torch_device, torch_dtype = _device(device), _dtype(dtype)
     backbone_class = getattr(importlib.import_module(module_name), class_name)
     with _quiet_libraries():
@@ -179,7 +119,7 @@ def _load_audiocraft(
         model = AudiocraftBackbone.load_model(source, device)
     except _load_errors() as error:
         raise InputError(f"{name} cannot be loaded; see requirements/audiocraft.txt: {_line(error)}") from error
-    card = fetch(source, "README.md") if _HUB_ID.fullmatch(source) and not Path(source).exists() else None
+    card = fetch(source, "README.md") if HUB_ID.fullmatch(source) and not Path(source).exists() else None
     license_name = card_license(Path(source) if card is None else card.parent)
     return AudiocraftBackbone(model, name=name, license=license_name, defaults=defaults)
 
@@ -189,59 +129,13 @@ def _load_parts(backbone_class: Any, directory: Path, dtype: torch.dtype) -> tup
     if hasattr(backbone_class, "load_parts"):
         parts: tuple[Any, ...] = backbone_class.load_parts(directory, dtype)
         return parts
-    importlib.import_module("alignment.codec")  # diffusers takes our codec from the modules already imported
+    for module in _COMPONENT_MODULES:  # diffusers finds our classes in modules already imported only
+        importlib.import_module(module)
     return (
         backbone_class.pipeline_class.from_pretrained(
             directory, dtype=dtype, local_files_only=True, use_safetensors=True
         ),
     )
-
-
-def _locate(name_or_path: str | Path) -> tuple[Path | None, ShippedBackbone | None]:
-    """(directory or None for a hub id, registry entry or None)."""
-    name = str(name_or_path)
-    if name in SHIPPED:
-        return SHIPPED[name].directory, SHIPPED[name]
-    path = Path(name_or_path)
-    if name and path.is_dir():
-        return path, None
-    if _HUB_ID.fullmatch(name) and not path.exists():
-        return None, None
-    raise InputError(
-        f"unknown backbone {name!r}; expected one of {', '.join(available_backbones())}, a directory with a {_INDEX} "
-        f"or {_CONFIG}, or a hub id (owner/name)"
-    )
-
-
-def _family(directory: Path) -> str:
-    index = read_json(directory / _INDEX)
-    if index is None:
-        config = read_json(directory / _CONFIG)
-        if config is None:
-            raise InputError(
-                f"{directory} has no {_INDEX} and no {_CONFIG}; a backbone is a directory in diffusers' or "
-                "transformers' layout"
-            )
-        if config.get("model_type") not in MODEL_TYPES:
-            raise InputError(
-                f"{directory} holds a {config.get('model_type')!r}; known model types are {', '.join(MODEL_TYPES)}"
-            )
-        return MODEL_TYPES[config["model_type"]]
-    class_name = index.get("_class_name")
-    if class_name not in FAMILIES:
-        raise InputError(f"{directory} holds a {class_name!r}; known pipeline classes are {', '.join(FAMILIES)}")
-    for name, source in index.items():
-        library = source[0] if isinstance(source, list) and source else None
-        if not name.startswith("_") and isinstance(library, str) and not _known_library(library):
-            raise InputError(f"{directory / _INDEX}: {name} comes from {library!r}, which is not a library we run")
-    return FAMILIES[class_name]
-
-
-def _known_library(library: str) -> bool:
-    if library.split(".")[0] in _COMPONENT_LIBRARIES:
-        return True
-    # components that live beside a pipeline are listed by their pipeline's folder, e.g. "stable_audio_3"
-    return library in {family.split(":")[0].rsplit(".", 1)[1] for family in FAMILIES.values()}
 
 
 def _download(hub_id: str) -> Path:
@@ -251,7 +145,7 @@ def _download(hub_id: str) -> Path:
 
     extras = ("README.md", GENERATION_CONFIG)
     try:
-        return download(hub_id, index=_INDEX, config=_CONFIG, extras=extras, check=_family)
+        return download(hub_id, index=INDEX, config=CONFIG, extras=extras, check=family_of)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(
             f"{hub_id!r} is no shipped backbone ({', '.join(available_backbones())}), no directory, and cannot be "

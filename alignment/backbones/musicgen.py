@@ -8,14 +8,14 @@ seed and settings alone. MusicGen-melody is asked by text alone here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from alignment.backbones.musicgen_conditions import encode_prompts, reads_conditions_first
+from alignment.backbones.musicgen_conditions import Condition, encode_prompts, reads_conditions_first
 from alignment.backbones.musicgen_sampling import TokenStream
 from alignment.backbones.requests import check_pairs, finished, shorter, token_settings
 from alignment.errors import InputError
@@ -151,17 +151,26 @@ class MusicgenBackbone:
         )
         return self.begin(prompts, seeds, settings).extend(settings.duration)
 
-    def begin(self, prompts: Sequence[str], seeds: Sequence[int], settings: TokenSettings | None = None) -> Draft:
+    def begin(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: TokenSettings | None = None,
+        written: Sequence[Tensor | None] | None = None,
+    ) -> Draft:
         """The candidates of `generate`, to be written further and further and thinned out in between.
 
         Args:
             settings: as `resolve` gives them; its duration is the length for which memory is reserved.
+            written: what an earlier draft of the same prompts, seeds and settings but the duration had `written`, or
+                None, for each clip: it is gone on from there.
 
         Raises:
             InputError: unequal numbers of prompts and seeds, or an impossible seed.
         """
         check_pairs(prompts, seeds)
-        return Draft(self, list(prompts), list(seeds), self.defaults if settings is None else settings)
+        begun: list[Tensor | None] = [None] * len(seeds) if written is None else list(written)
+        return Draft(self, list(prompts), list(seeds), self.defaults if settings is None else settings, begun)
 
     def draft_settings(self, settings: GenerationSettings) -> list[GenerationSettings]:
         """Settings whose clips foretell those of `settings`, cheapest first: their first quarter and half."""
@@ -195,7 +204,12 @@ class Draft:
     """Clips of a MusicgenBackbone that are written from their start on; made by `MusicgenBackbone.begin`."""
 
     def __init__(
-        self, backbone: MusicgenBackbone, prompts: list[str], seeds: list[int], settings: TokenSettings
+        self,
+        backbone: MusicgenBackbone,
+        prompts: list[str],
+        seeds: list[int],
+        settings: TokenSettings,
+        begun: list[Tensor | None],
     ) -> None:
         self.backbone, self.prompts, self.seeds = backbone, prompts, seeds
         self._streams = [
@@ -210,11 +224,13 @@ class Draft:
                     top_k=settings.top_k,
                     top_p=settings.top_p,
                     num_frames=backbone.num_frames(settings.duration),
+                    written=before,
                 ),
             )
-            for rows, condition in encode_prompts(
+            for members, shared in encode_prompts(
                 backbone.model, backbone.tokenizer, prompts, guided=settings.guidance_scale != 1
             )
+            for rows, condition, before in _equally_far(members, shared, begun)
         ]
 
     def tokens(self, num_frames: int) -> Tensor:
@@ -222,6 +238,11 @@ class Draft:
         parts = [stream.extend(num_frames) for _, stream in self._streams]
         order = torch.tensor([row for rows, _ in self._streams for row in rows]).argsort()
         return torch.cat(parts)[order.to(parts[0].device)]
+
+    def written(self) -> list[Tensor]:
+        """The steps [K, S] drawn of each clip, int32 on the CPU: `begin` goes on from them."""
+        parts = {row: own for rows, stream in self._streams for row, own in zip(rows, stream.drawn(), strict=True)}
+        return [parts[row].to("cpu", torch.int32) for row in range(len(self.prompts))]
 
     def sound(self) -> Tensor:
         """Whether the logits of each clip were finite so far, bool [B] on the CPU."""
@@ -257,3 +278,18 @@ class Draft:
                 stream.keep(own)
                 kept.append(([place[members[index]] for index in own], stream))
         self._streams = kept
+
+
+def _equally_far(
+    members: list[int], condition: Condition, begun: list[Tensor | None]
+) -> Iterator[tuple[list[int], Condition, Tensor | None]]:
+    """A group of rows cut into those of which equally much is written: (rows, condition, their steps [B, K, S])."""
+    lengths = [0 if begun[row] is None else begun[row].shape[-1] for row in members]  # type: ignore[union-attr]
+    for length in dict.fromkeys(lengths):
+        places = [place for place, own in enumerate(lengths) if own == length]
+        rows = [members[place] for place in places]
+        # the unconditional rows are behind the others
+        chosen = [place + half for half in range(0, len(condition.states), len(members)) for place in places]
+        selected = condition.select(torch.tensor(chosen, device=condition.states.device))
+        steps = [begun[row] for row in rows]
+        yield rows, selected, torch.stack(steps).long() if length else None  # type: ignore[arg-type]

@@ -69,6 +69,8 @@ class TokenStream:
             former.
         temperature, top_k, top_p: as for `draw`.
         num_frames: expected length, for which memory is reserved.
+        written: steps [B, K, S] that an earlier stream of the same candidates has drawn (its `drawn`): it is gone on
+            behind them. They are heard in one pass.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class TokenStream:
         top_k: int,
         top_p: float,
         num_frames: int,
+        written: Tensor | None = None,
     ) -> None:
         config = decoder.config
         self.decoder, self.condition = decoder, condition
@@ -98,14 +101,20 @@ class TokenStream:
         cross = [DynamicLayer() for _ in own]
         self.layers = [*own, *cross]
         self.cache = EncoderDecoderCache(Cache(layers=list(own)), Cache(layers=list(cross)))
+        if written is not None and written.shape[-1]:
+            self._resume(written.to(decoder.device))
 
     @torch.no_grad()
     def extend(self, num_frames: int) -> Tensor:
         """Write until there are `num_frames` frames, and return their tokens [B, K, num_frames]."""
         while len(self.steps) < num_frames + max(self.delays):
             self._step()
-        drawn = torch.stack(self.steps, dim=-1)
+        drawn = self.drawn()
         return torch.stack([drawn[:, k, d : d + num_frames] for k, d in enumerate(self.delays)], dim=1)
+
+    def drawn(self) -> Tensor:
+        """All steps so far [B, K, S]: more than the frames they make, by the longest delay."""
+        return torch.stack(self.steps, dim=-1)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these candidates only, numbered anew in this order."""
@@ -124,16 +133,7 @@ class TokenStream:
             last = self.steps[-1]
         else:
             last = torch.full((batch, codebooks), self.pad, device=self.sound.device)
-        rows = last.repeat(2 if self.guided else 1, 1)
-        # states that stand before the tokens are in the cache after the first step
-        states = None if self.condition.prepended and step else self.condition.states
-        hidden = self.decoder.model(
-            input_ids=rows.reshape(-1, 1),
-            encoder_hidden_states=states,
-            encoder_attention_mask=self.condition.mask,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        hidden = self._hear(last[..., None], first=not step)
         logits = torch.stack([head(hidden) for head in self.decoder.lm_heads], dim=1).float()  # [rows, K, V]
         if self.guided:
             conditional, unconditional = logits.chunk(2)
@@ -145,3 +145,26 @@ class TokenStream:
             tokens = tokens.where(begun, self.pad)
         self.steps.append(tokens)
         self.sound &= sound.all(dim=-1)
+
+    @torch.no_grad()
+    def _resume(self, written: Tensor) -> None:
+        self.steps = list(written.unbind(dim=-1))
+        for _ in self.steps:
+            gumbel_noise(self.generators, (len(self.delays), self.vocab_size))  # what these steps were drawn with
+        # the last step is heard when the next is drawn, as it would have been
+        before = torch.full_like(written[..., :1], self.pad)
+        self._hear(torch.cat([before, written[..., :-1]], dim=-1), first=True)
+
+    def _hear(self, tokens: Tensor, *, first: bool) -> Tensor:
+        """The decoder's state [rows, D] after steps [B, K, S] more, the guided rows and behind them the others."""
+        rows = tokens.repeat(2 if self.guided else 1, 1, 1)
+        # states that stand before the tokens are in the cache after the first time
+        states = None if self.condition.prepended and not first else self.condition.states
+        hidden: Tensor = self.decoder.model(
+            input_ids=rows.flatten(0, 1),
+            encoder_hidden_states=states,
+            encoder_attention_mask=self.condition.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        return hidden

@@ -18,9 +18,12 @@ from diffusers import StableAudio3Pipeline
 from train_codec import evaluate
 from training_tools import ComposedClips, load_checkpoint
 
+# diffusers takes the denoiser and the scheduler from the modules already imported
+from alignment import clocked_denoiser, schedulers  # noqa: F401
 from alignment.codec import SpectralCodec
 
-DEFAULTS = {"duration": 8.0, "num_inference_steps": 16, "guidance_scale": 3.0}
+DEFAULTS = {"duration": 8.0, "num_inference_steps": 16, "guidance_scale": 2.5}
+CLOCK_SHARPNESS = 4.0  # while sampling; trained with 1
 CARD = Path(__file__).parent / "cards" / "compact-flow.md"
 
 
@@ -50,6 +53,7 @@ def figures(quality: Path | None) -> str:
 def main(config: Config) -> None:
     flow_dir, codec_dir = config.data_dir / "flow", config.data_dir / "codec"
     pipeline = StableAudio3Pipeline.from_pretrained(flow_dir / "pipeline", torch_dtype=torch.float32)
+    pipeline.transformer.register_to_config(clock_sharpness=CLOCK_SHARPNESS)
     # the codec's decoder may have been trained on while its latents, and so the flow, stood still
     pipeline.vae = SpectralCodec.from_pretrained(codec_dir / "codec")
     held_out = ComposedClips(config.data_dir, "val")
@@ -66,9 +70,13 @@ def main(config: Config) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     pipeline.to(torch.float16)
     pipeline.save_pretrained(staging)
-    for path in staging.rglob("*.json"):  # diffusers notes the folder it loaded from, which means nothing elsewhere
+    for path in staging.rglob("*.json"):
         content = json.loads(path.read_text())
-        if content.pop("_name_or_path", None) is not None:
+        # the folder it was loaded from means nothing elsewhere, and half the components in half precision run nowhere
+        changed = content.pop("_name_or_path", None) is not None
+        if "dtype" in content:
+            content["dtype"], changed = "float32", True
+        if changed:
             path.write_text(json.dumps(content, indent=2) + "\n")
     (staging / "generation_config.json").write_text(json.dumps(DEFAULTS, indent=1) + "\n")
     size = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file()) / 1e6

@@ -7,16 +7,21 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableAudio3DiTModel, StableAudio3Pipeline
+from composer import TEMPI
+from diffusers import StableAudio3Pipeline
 from diffusers.pipelines.stable_audio_3.modeling_stable_audio_3 import StableAudio3DurationEmbedder
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, T5GemmaConfig, T5GemmaEncoderModel
 from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
 
+from alignment.clocked_denoiser import HARMONICS, ClockedStableAudio3DiT
 from alignment.codec import SpectralCodec
+from alignment.schedulers import FlowMatchMultistepScheduler
 
 MAX_TOKENS = 48
+LATENT_RATE = 62.5  # latents per second of the codec
 TEXT_WIDTH = 192
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
 
@@ -50,9 +55,10 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> T5GemmaEncoderMode
     return T5GemmaEncoderModel(config)
 
 
-def build_denoiser(latent_dim: int, width: int = 240, depth: int = 6, heads: int = 4) -> StableAudio3DiTModel:
-    denoiser = StableAudio3DiTModel(
-        io_channels=latent_dim, patch_size=2, embed_dim=width, depth=depth, num_heads=heads,
+def build_denoiser(latent_dim: int, width: int = 240, depth: int = 6, heads: int = 4) -> ClockedStableAudio3DiT:
+    denoiser = ClockedStableAudio3DiT(
+        io_channels=latent_dim + 2 * len(HARMONICS), clock_tempi=TEMPI, latent_rate=LATENT_RATE, patch_size=2,
+        embed_dim=width, depth=depth, num_heads=heads,
         cond_token_dim=TEXT_WIDTH, global_cond_dim=TEXT_WIDTH, local_add_cond_dim=1, timestep_features_dim=128,
         ff_mult=2.0, num_memory_tokens=4, use_differential_attention=False,
     )  # fmt: skip
@@ -76,14 +82,22 @@ class FlowModel(nn.Module):
 
     def forward(self, noisy: Tensor, sigma: Tensor, tokens: Tensor, mask: Tensor, seconds: Tensor) -> Tensor:
         """Velocity [B, D, L] at noise level sigma [B], conditioned exactly as StableAudio3Pipeline does."""
+        context, context_mask, duration = self._context(tokens, mask, seconds)
+        return self.denoiser(noisy, sigma, context, duration, context_mask, return_dict=False)[0]
+
+    def tempo_loss(self, tokens: Tensor, mask: Tensor, seconds: Tensor, tempo: Tensor) -> Tensor:
+        """Cross-entropy of the clock's tempo, of class indices [B] in TEMPI."""
+        context, context_mask, _ = self._context(tokens, mask, seconds)
+        return functional.cross_entropy(self.denoiser.clock.tempo_logits(context, context_mask), tempo)
+
+    def _context(self, tokens: Tensor, mask: Tensor, seconds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         text = self.text_encoder(tokens, attention_mask=mask)[0]
         duration = self.duration_embedder(seconds)
         context = torch.cat([text, duration[:, None]], dim=1)
-        context_mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        return self.denoiser(noisy, sigma, context, duration, context_mask, return_dict=False)[0]
+        return context, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), duration
 
     def pipeline(self, tokenizer: PreTrainedTokenizerFast, codec: SpectralCodec) -> StableAudio3Pipeline:
         return StableAudio3Pipeline(
             vae=codec, text_encoder=self.text_encoder, tokenizer=tokenizer, duration_embedder=self.duration_embedder,
-            transformer=self.denoiser, scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
+            transformer=self.denoiser, scheduler=FlowMatchMultistepScheduler(num_train_timesteps=1, shift=1.0),
         )  # fmt: skip

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import tyro
 from captions import write_caption
+from composer import TEMPI
 from flow_parts import FlowModel, build_tokenizer
 from text_pretraining import pretrain_text_encoder
 from torch import Tensor
@@ -24,9 +25,10 @@ from training_tools import Clock, ComposedClips, Ema, learning_rate, load_checkp
 
 from alignment.codec import SpectralCodec
 
-CROP_UNTIL = 0.75  # share of the budget spent on half-length crops, which cost half as much
+CROP_UNTIL = 0.45  # share of the budget spent on the clips' first halves, which cost half as much
 TEXT_DROPOUT = 0.12  # share of empty prompts, for classifier-free guidance
 TEMPO_SHARE = 0.9  # of captions that name the tempo: the attribute learned last
+TEMPO_WEIGHT = 0.05  # of the clock's own loss beside the flow's
 WORD_DROPOUT = 0.05  # share of words read as unknown, so that foreign words do not derail a prompt
 
 
@@ -64,17 +66,17 @@ def encode_clips(codec: SpectralCodec, clips: ComposedClips, path: Path, device:
 
 
 class Batches:
-    """Random batches: latents, token ids, attention mask and seconds, with word and prompt dropout."""
+    """Random batches: latents, token ids, attention mask, seconds and tempo class, with word and prompt dropout."""
 
     def __init__(self, latents: np.ndarray, clips: ComposedClips, tokenizer, seed: int) -> None:  # noqa: ANN001
         self.latents, self.clips, self.tokenizer = latents, clips, tokenizer
         self.rng = np.random.default_rng(seed)
 
-    def draw(self, size: int, frames: int, dropout: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def draw(self, size: int, frames: int, dropout: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         rows = self.rng.integers(0, len(self.latents), size)
         total = self.latents.shape[-1]
-        starts = self.rng.integers(0, total - frames + 1, size)
-        latents = np.stack([self.latents[r, :, s : s + frames] for r, s in zip(rows, starts, strict=True)])
+        # from the start always: pieces begin on a beat, and the denoiser has a clock
+        latents = np.stack([self.latents[row, :, :frames] for row in rows])
         prompts = [write_caption(self.clips.records[row]["attributes"], self.rng, TEMPO_SHARE) for row in rows]
         if dropout:
             prompts = ["" if self.rng.random() < TEXT_DROPOUT else prompt for prompt in prompts]
@@ -83,21 +85,22 @@ class Batches:
         if dropout:
             unknown = torch.from_numpy(self.rng.random(ids.shape) < WORD_DROPOUT) & (ids > 2)
             ids = ids.masked_fill(unknown, self.tokenizer.unk_token_id)
-        return torch.from_numpy(latents).float(), ids, mask, torch.full((size,), 8.0 * frames / total)
+        tempo = torch.tensor([TEMPI.index(self.clips.records[row]["attributes"]["tempo"]) for row in rows])
+        return torch.from_numpy(latents).float(), ids, mask, torch.full((size,), 8.0 * frames / total), tempo
 
 
-def flow_loss(
-    model: FlowModel, batch: tuple[Tensor, Tensor, Tensor, Tensor], generator: torch.Generator, device: str
-) -> Tensor:
+def flow_loss(model: FlowModel, batch: tuple[Tensor, ...], generator: torch.Generator, device: str) -> Tensor:
     """Rectified-flow matching: x = (1 - sigma) x0 + sigma n, target velocity n - x0; sigma logit-normal.
 
     Source: Esser et al., arXiv 2403.03206.
     """
-    latents, ids, mask, seconds = (tensor.to(device) for tensor in batch)
+    latents, ids, mask, seconds = (tensor.to(device) for tensor in batch[:4])
     noise = torch.randn(latents.shape, generator=generator).to(device)
     # centred where the pipeline's sampler takes its steps: log-SNR from -6.2 to 2, so sigma from 0.998 to 0.12; what a
     # piece will be is settled above 0.9
-    sigma = torch.sigmoid(torch.randn(len(latents), generator=generator) * 2.0 + 1.8).to(device)
+    # one level from each of B equal shares of that distribution: the same mean as independent draws, less spread
+    share = (torch.arange(len(latents)) + torch.rand(len(latents), generator=generator)) / len(latents)
+    sigma = torch.sigmoid(torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4)) * 2.0 + 1.8).to(device)
     noisy = torch.lerp(latents, noise, sigma[:, None, None])
     return (model(noisy, sigma, ids, mask, seconds) - (noise - latents)).square().mean()
 
@@ -149,11 +152,12 @@ def main(config: Config) -> None:
     running = None
     while clock.progress < 1:
         frames = latents.shape[-1] // (2 if clock.progress < CROP_UNTIL else 1)
-        loss = flow_loss(model, batches.draw(config.batch_size, frames), generator, config.device)
+        batch = batches.draw(config.batch_size, frames)
+        loss = flow_loss(model, batch, generator, config.device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.learning_rate, step, clock.progress)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + TEMPO_WEIGHT * model.tempo_loss(*(tensor.to(config.device) for tensor in batch[1:]))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         ema.update(model)

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from alignment.backbones.loading import FAMILIES
+from alignment.backbones.known import FAMILIES
 from alignment.errors import InputError, NonFiniteAudioError
 from alignment.interfaces import GenerationSettings
 
@@ -115,6 +115,7 @@ def wrap() -> Callable[..., Any]:
 
 LATENT_FAMILIES = {
     "stable-audio-3": ("stable-audio-3", {}),
+    "compact": ("stable-audio-3", {"compact": True}),
     "ping-pong": ("stable-audio-3", {"stochastic_sampling": True}),
     "stable-audio": ("stable-audio", {}),
     "ace-step": ("ace-step", {}),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from alignment import load_backbone
-from alignment.backbones.loading import FAMILIES, SHIPPED, available_backbones, check_backbone, check_device
+from alignment.backbones.known import FAMILIES, SHIPPED, available_backbones, check_backbone, check_device
 from alignment.backbones.stable_audio_3 import StableAudio3Backbone
 from alignment.errors import InputError
 
@@ -165,3 +165,20 @@ def test_audiocraft_is_asked_for_only_where_it_is_installed() -> None:
     for call in (check_backbone, load_backbone):
         with pytest.raises(InputError, match="requirements/audiocraft.txt"):
             call("audiocraft:facebook/musicgen-small")
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_hub_id_that_brings_nothing_ends_in_one_line(
+    reachable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot(*args: Any, **kwargs: Any) -> str:
+        if not reachable:
+            raise LocalEntryNotFoundError("no connection\nand nothing in the cache")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    with pytest.raises(InputError, match="it has no model_index.json" if reachable else "no connection") as caught:
+        load_backbone("some/nosuch")
+    assert "\n" not in str(caught.value)

@@ -85,3 +85,15 @@ def test_saved_and_loaded_codec_is_the_same(tmp_path):
     loaded = SpectralCodec.from_pretrained(tmp_path).eval()
     wav = torch.randn(1, 1, 2048, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded(wav), codec(wav)) and torch.equal(loaded.encode(wav).latents, codec.encode(wav).latents)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_half_precision_makes_nearly_the_same_clip(dtype):
+    latents = torch.randn(1, 4, 20, generator=torch.Generator().manual_seed(0))
+    expected = build().decode(latents).sample
+    codec = build().to(dtype)
+    wav = codec.decode(latents.to(dtype)).sample
+    assert wav.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([wav.flatten(), expected.flatten()]))[0, 1] > 0.99
+    assert codec.encode(wav.to(dtype)).latents.dtype == dtype

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
+from diffusers import StableAudio3Pipeline
 
 from alignment import load_backbone
-from alignment.backbones.loading import SHIPPED
+from alignment.backbones.known import SHIPPED
 
 COMPACT_FLOW = SHIPPED["compact-flow"].directory
 PROMPT = "fast rock with distorted guitar and drums"
@@ -94,3 +97,20 @@ def test_it_stays_small_and_says_where_it_comes_from():
     assert sum(path.stat().st_size for path in files) <= 25e6
     card = (COMPACT_FLOW / "README.md").read_text()
     assert "license: apache-2.0" in card and "FluidR3_GM" in card and "Limits" in card
+
+
+def test_every_component_loads_in_one_precision():
+    """Also where nobody asks for a dtype, as in plain diffusers."""
+    for module in ("clocked_denoiser", "codec", "schedulers"):
+        importlib.import_module(f"alignment.{module}")
+    pipeline = StableAudio3Pipeline.from_pretrained(COMPACT_FLOW)
+    dtypes = {part.dtype for part in pipeline.components.values() if isinstance(part, torch.nn.Module)}
+    assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize(("word", "tempi"), [("slow", {60, 80}), ("medium tempo", {100, 120}), ("fast", {140, 160})])
+def test_the_clock_reads_the_tempo(backbone, word, tempi):
+    (encoded,) = backbone.encode_prompts([f"{word} jazz with piano"], 2.0).encoded.values()
+    clock = backbone.pipeline.transformer.clock
+    read = clock.tempo_logits(encoded["prompt_embeds"], encoded["encoder_attention_mask"]).argmax()
+    assert clock.tempi[read] in tempi

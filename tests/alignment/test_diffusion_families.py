@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from alignment import load_backbone
-from alignment.backbones.loading import FAMILIES
+from alignment.backbones.known import FAMILIES
 from alignment.backbones.stable_audio import CosineODEScheduler
 from alignment.errors import InputError
 from alignment.interfaces import Backbone, LatentBackbone

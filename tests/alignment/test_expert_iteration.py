@@ -19,8 +19,8 @@ from alignment.errors import InputError
 from alignment.expert_iteration import ExpertIterationConfig, expert_iteration
 from alignment.expert_results import describe
 from alignment.experts import SelectionConfig
-from alignment.finetuning import FineTuningConfig
 from alignment.interfaces import Prompt
+from alignment.lessons import FineTuningConfig
 from alignment.lora import LoraConfig, base_digest, read_adapter
 from alignment.overoptimization import HELD_OUT, BudgetConfig
 from alignment.runs import RunDirectory

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from alignment.errors import InputError
-from alignment.finetuning import DivergedError, FineTuningConfig, Lesson, fine_tune
+from alignment.finetuning import fine_tune
+from alignment.lessons import DivergedError, FineTuningConfig, Lesson
 from alignment.lora import LoraConfig, adapter_parameters, adapter_state, attach_adapter, moved
 from alignment.processes import ALONE
 

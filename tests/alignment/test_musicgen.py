@@ -97,6 +97,26 @@ def test_a_draft_goes_on_as_if_it_had_never_stopped(backbone: MusicgenBackbone) 
     hook.remove()
 
 
+def test_what_was_written_is_gone_on_from_as_if_it_had_never_stopped(backbone: MusicgenBackbone) -> None:
+    """By another draft, of other neighbours and of clips that are further or not begun at all."""
+    whole = codes(backbone, PROMPTS, SEEDS, 25)
+    early, late = backbone.begin(PROMPTS, SEEDS), backbone.begin(PROMPTS, SEEDS)
+    short = early.extend(0.1)
+    late.extend(0.3)
+    rows = [6, 0, 3, 1, 7]
+    begun = [early.written()[6], late.written()[0], None, early.written()[1], early.written()[7]]
+    assert begun[0].shape == (4 * backbone.channels, 5 + 3) and begun[0].device.type == "cpu"
+    calls: list[int] = []
+    hook = backbone.model.decoder.model.register_forward_hook(
+        lambda module, args, kwargs, out: calls.append(kwargs["input_ids"].shape[-1]), with_kwargs=True
+    )
+    rest = backbone.begin([PROMPTS[row] for row in rows], [SEEDS[row] for row in rows], written=begun)
+    assert sorted(set(calls)) == [8, 18], "each heard in one pass"
+    assert (rest.extend(0.1) - short[rows]).abs().max() <= TOLERANCE
+    assert torch.equal(rest.tokens(25), whole[rows])
+    hook.remove()
+
+
 def test_every_setting_changes_the_clip(backbone: MusicgenBackbone) -> None:
     def clip(prompt: str = "calm piano", seed: int = 0, **settings: Any) -> torch.Tensor:
         return backbone.generate([prompt], [seed], **settings)

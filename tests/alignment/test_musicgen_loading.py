@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignment import load_backbone
-from alignment.backbones.loading import MODEL_TYPES, check_backbone
+from alignment.backbones.known import MODEL_TYPES, check_backbone
 from alignment.backbones.musicgen import MusicgenBackbone
 from alignment.errors import InputError
 

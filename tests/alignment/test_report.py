@@ -137,8 +137,14 @@ def test_long_curves_are_tabled_by_powers_of_two(render: Render) -> None:
 
 def test_drafts_and_what_stands_beside_are_shown(render: Render) -> None:
     stages = [
-        {"settings": {"duration": 8.0, "num_inference_steps": 4}, "num_candidates": 3, "cost": 4.0, "nfe": 4.0},
-        {"settings": {"duration": 8.0, "num_inference_steps": 16}, "num_candidates": 2, "cost": 16.0, "nfe": 16.0},
+        {
+            "settings": {"duration": 8.0, "num_inference_steps": steps},
+            "num_candidates": kept,
+            "cost": float(steps),
+            "nfe": float(steps),
+            "whole_nfe": float(steps),
+        }
+        for steps, kept in ((4, 3), (16, 2))
     ]
     pools = [
         [

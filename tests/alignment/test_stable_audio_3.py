@@ -23,9 +23,9 @@ def wrap(pipeline: Any, **defaults: Any) -> StableAudio3Backbone:
     return StableAudio3Backbone(pipeline, name="tiny", license="Apache-2.0", defaults=settings)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["euler", "ping-pong"])
+@pytest.fixture(scope="module", params=["euler", "ping-pong", "compact"])
 def backbone(request: pytest.FixtureRequest, make_pipeline: Make) -> StableAudio3Backbone:
-    return wrap(make_pipeline(stochastic_sampling=request.param))
+    return wrap(make_pipeline(stochastic_sampling=request.param == "ping-pong", compact=request.param == "compact"))
 
 
 def test_is_a_backbone(backbone: StableAudio3Backbone) -> None:

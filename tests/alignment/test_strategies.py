@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from alignment.best_of_n import BestOfNConfig, BestOfNResult, best_of_n
 from alignment.errors import InputError
 from alignment.interfaces import GenerationSettings, Prompt
 from alignment.processes import OneProcess, share
-from alignment.runs import RECORDS, REPORT, RESULTS, RunDirectory
+from alignment.runs import RECORDS, REPORT, RESULTS, UNFINISHED, RunDirectory
 from alignment.strategies import halved, parse_budget, plan_stages, promising
 
 PROMPTS = [Prompt("a", "calm piano"), Prompt("b/c", "fast drums"), Prompt("c", "harp")]
@@ -194,8 +195,80 @@ def test_a_backbone_without_drafts_is_named(tmp_path: Path, reward: Any, audio_i
 def test_a_backbone_that_does_not_say_is_drafted_with_fewer_steps(toy_backbone: Any) -> None:
     stages = plan_stages(toy_backbone, GenerationSettings(1.0, 16, 3.0), 8, 1, "halving")
     assert [(s.settings.num_inference_steps, s.num_candidates, s.nfe) for s in stages] == [
-        (2, 8, 4.0), (4, 4, 8.0), (16, 2, 32.0),
+        (4, 8, 8.0), (16, 2, 32.0),
     ]  # fmt: skip
+    stages = plan_stages(toy_backbone, GenerationSettings(1.0, 100, 1.0), 8, 1, "halving")
+    assert [(s.settings.num_inference_steps, s.num_candidates) for s in stages] == [(12, 8), (25, 4), (100, 2)]
+
+
+class Continuing(Drafting):
+    """A toy that writes its clips from left to right, a step a millisecond, and counts the steps it writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def draft_settings(self, settings: GenerationSettings) -> Sequence[GenerationSettings]:
+        return [dataclasses.replace(settings, duration=settings.duration * part) for part in (0.25, 0.5)]
+
+    def cost(self, settings: GenerationSettings) -> float:
+        return round(settings.duration * 1_000)
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], duration: Any = None, **asked: Any) -> Tensor:
+        return self.begin(prompts, seeds).extend(duration)
+
+    def begin(self, prompts: Any, seeds: Any, settings: Any = None, written: Any = None) -> Any:
+        return ToyWriting(self, list(zip(prompts, seeds, strict=True)), written or [None] * len(seeds))
+
+
+class ToyWriting:
+    def __init__(self, toy: Continuing, pairs: list[tuple[str, int]], written: Sequence[Tensor | None]) -> None:
+        self.toy, self.pairs = toy, pairs
+        self.parts = [torch.empty(0, 8) if part is None else part for part in written]
+
+    def extend(self, duration: float) -> Tensor:
+        if self.toy.dies_at == len(self.toy.made):
+            raise KeyboardInterrupt
+        self.toy.made.append((round(duration * 1_000), self.pairs))
+        for place, (prompt, seed) in enumerate(self.pairs):
+            steps = range(len(self.parts[place]), round(duration * 1_000))
+            self.toy.steps += len(steps)
+            new = [torch.full((1, 8), self.toy.level(prompt, seed, step)) for step in steps]
+            self.parts[place] = torch.cat([self.parts[place], *new])
+        return torch.stack([part.reshape(1, -1) for part in self.parts])
+
+    def written(self) -> list[Tensor]:
+        return self.parts
+
+
+@pytest.mark.parametrize("dies_at", [None, 3, 5, 6])
+@pytest.mark.parametrize("lost", [False, True])
+def test_drafts_that_are_beginnings_are_gone_on_from(
+    tmp_path: Path, reward: Any, audio_io: AudioIO, dies_at: int | None, lost: bool
+) -> None:
+    """The same final clips as without drafts, no step written twice, and nothing left behind."""
+    config = BestOfNConfig(num_candidates=8, batch_size=6, keep="all")
+    everything = draw(tmp_path / "full", Continuing(), reward, audio_io, config)
+    config = dataclasses.replace(config, strategy="halving")
+    folder, toys = tmp_path / "halving", [Continuing()]
+    if dies_at is not None:
+        toys[0].dies_at = dies_at
+        with pytest.raises(KeyboardInterrupt):
+            draw(folder, toys[0], reward, audio_io, config)
+        if lost:
+            shutil.rmtree(folder / UNFINISHED)
+        toys.append(Continuing())
+    some = draw(folder, toys[-1], reward, audio_io, config)
+    spent = 3 * (8 * 25 + 4 * 25 + 2 * 50)
+    assert some.summary["strategy"]["nfe"] == {"spent": spent, "full": 3 * 8 * 100}
+    assert sum(toy.steps for toy in toys) == spent or (lost and dies_at is not None)
+    assert not (folder / UNFINISHED).exists()
+    for pool, other in zip(some.candidates, everything.candidates, strict=True):
+        made = [candidate for candidate in pool if candidate.path]
+        assert len(made) == 2
+        for candidate in made:
+            assert candidate.reward == other[candidate.candidate].reward
+            assert (folder / candidate.path).read_bytes() == (tmp_path / "full" / candidate.path).read_bytes()
 
 
 # budgets

@@ -58,6 +58,21 @@ def test_folder_holds_calibration_results_and_plot(tmp_path: Path) -> None:
     assert other.returncode == 2 and other.stderr.startswith("error: ") and other.stderr.count("\n") == 1
 
 
+def test_what_is_wrong_with_votes_is_said(tmp_path: Path) -> None:
+    """Once for all votes, not for each fold again; ties alone cannot be measured."""
+    votes = tmp_path / "votes.csv"
+    write_votes(votes)
+    text = votes.read_text()
+    rows = text.splitlines(True)
+    votes.write_text(text + rows[1] + "best,soft,a,0.1,0.3\nbest,loud,a,0.4,0.3\n")
+    done = run("--votes", votes, "--output-dir", tmp_path / "run")
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 2, done.stderr
+    assert "1 of 303 votes repeat earlier ones" in done.stderr and "best (2)" in done.stderr
+    votes.write_text(rows[0] + "x,y,tie,0,1\n" * 9)
+    done = run("--votes", votes, "--output-dir", tmp_path / "ties")
+    assert done.returncode == 2 and "error: all 9 votes are ties" in done.stderr.splitlines()[-1]
+
+
 def test_missing_votes_write_nothing(tmp_path: Path) -> None:
     done = run("--votes", tmp_path / "none.csv", "--output-dir", tmp_path / "run")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -74,6 +74,8 @@ def test_writes_everything_it_promises(
         assert again == pytest.approx([entry[f"{kind}_reward"] for entry in entries], abs=1e-5)
         assert results[f"{kind}_reward_mean"] == pytest.approx(np.mean(again), abs=1e-5)
         assert results[f"held_out_{kind}_mean"] == results[f"{kind}_reward_mean"]  # the same judge twice
+        match = np.subtract(again, score_files(judge, files, [""] * 3)).mean()
+        assert results["side"]["prompt_match"][f"{kind}_mean"] == pytest.approx(match, abs=1e-5)
         info = soundfile.info(files[0])
         assert (info.subtype, info.samplerate, info.channels, info.frames) == ("PCM_24", 8_000, 1, 4_000)
     rises = [entry["optimized_reward"] > entry["baseline_reward"] for entry in entries]
@@ -194,6 +196,9 @@ def test_a_finished_run_answers_without_loading_a_model_and_others_are_refused(
 BAD_INPUT: list[tuple[str, list[object], str]] = [
     ("steps", ["--num-optimization-steps", -1], "num_optimization_steps is -1"),
     ("rate", ["--learning-rate", "nan"], "learning_rate is nan"),
+    ("text for a number", ["--num-optimization-steps", "many"], "--num-optimization-steps"),
+    ("unknown choice", ["--schedule", "linear"], "invalid choice 'linear'"),
+    ("no adapter", ["--adapter", "/none"], "has no adapter_config.json"),
     ("reward twice", ["--reward", "compact", "--reward", "compact:2"], "is given twice"),
     ("unknown reward", ["--reward", "no-such-judge"], "no-such-judge"),
     ("missing reference", ["--reward", "melody=/none.wav"], "/none.wav"),

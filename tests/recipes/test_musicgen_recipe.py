@@ -41,6 +41,31 @@ def test_candidates_do_not_depend_on_how_many_there_are(command: list[object], r
     assert rewards[1][:4] == pytest.approx(rewards[0], abs=1e-4)
 
 
+def test_sampling_controls_are_heard_and_recorded(command: list[object], run_recipe: Run, tmp_path: Path) -> None:
+    """With one token to choose from all seeds sing alike; the numbers stand beside the results."""
+    flags = ["--num-candidates", 2, "--temperature", 0.7, "--top-k", 1, "--top-p", 0.9, "--guidance-scale", 1]
+    assert run_recipe(*command, *flags) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    asked = {"temperature": 0.7, "top_k": 1, "top_p": 0.9, "guidance_scale": 1.0}
+    assert config["generation"] == {"duration": 0.5, **asked} and config["settings"]["top_k"] == 1
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["generation"] == config["generation"]
+    first, second = (load_audio(path)[0] for path in sorted((tmp_path / "out" / "audio").iterdir()))
+    assert (first - second).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(["--temperature", 0], "temperature is 0"), (["--top-k", -1], "top_k is -1"), (["--top-p", 1.5], "top_p is 1.5")],
+)
+def test_impossible_sampling_controls_are_refused_in_one_line(
+    command: list[object], run_recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[object],
+    named: str,
+) -> None:  # fmt: skip
+    assert run_recipe(*command, *flags) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(error) == 1 and named in error[0] and not (tmp_path / "out").exists()
+
+
 def test_denoising_steps_are_refused_in_one_line(
     command: list[object], run_recipe: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

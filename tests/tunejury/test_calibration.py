@@ -14,7 +14,7 @@ import torch
 
 from tunejury import AnchorCalibration, InputError, RewardModel, fit_anchors, load_reward
 from tunejury.bradley_terry import fit_map
-from tunejury.calibration_fit import fit_published
+from tunejury.calibration_fit import AnchorPrior, fit_published
 from tunejury.planning import pairs_needed, win_half_width
 from tunejury.preferences import PreferencePair
 
@@ -129,22 +129,43 @@ def test_evidence_is_the_integral() -> None:
     assert fit.log_evidence == pytest.approx(np.log(density.sum() * (grid[1] - grid[0])), abs=0.01)
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    """Offsets' differences and win probabilities, for truths drawn anew; nominal 95 %."""
-    offsets_hit, wins_hit = [], []
-    for seed in range(120):
+@pytest.mark.parametrize(
+    ("count", "spread", "scales"),
+    [(100, 0.5, (0.5, 0.3)), (30, 1.0, (0.5, 0.3)), (30, 0.5, (1.0, 0.0))],
+    ids=["as held", "systems far apart, few votes", "good judge, few votes"],
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(count: int, spread: float, scales: tuple[float, float]) -> None:
+    """Offsets' differences, win probabilities and the scale, for truths drawn anew; nominal 95 %."""
+    offsets_hit, wins_hit, scale_hit = [], [], []
+    for seed in range(100):
         generator = np.random.default_rng(1000 + seed)
-        truth = dict(zip(SYSTEMS, generator.normal(0.0, 0.5, 5), strict=True))
-        scale = float(generator.normal(0.5, 0.3))
-        calibration = fit_anchors(draw_votes(100, scale, seed=seed, offsets=truth), reference_system="a")
-        for system in SYSTEMS[1:]:
+        truth = dict(zip(SYSTEMS, generator.normal(0.0, spread, 5), strict=True))
+        scale = float(generator.normal(*scales))
+        votes = draw_votes(count, scale, seed=seed, offsets=truth)
+        calibration = fit_anchors(votes, allow_disconnected=True)
+        interval = calibration.scale_interval()
+        scale_hit.append(interval.low <= scale <= interval.high)
+        reference = calibration.reference_system
+        assert reference is not None
+        for system in set(calibration.systems) - {reference}:
             interval = calibration.offset(system)
-            offsets_hit.append(interval.low <= truth[system] - truth["a"] <= interval.high)
-            win = calibration.win_interval(0.5, system, "a")
-            chance = 1 / (1 + np.exp(truth[system] - truth["a"] - scale * 0.5))
+            offsets_hit.append(interval.low <= truth[system] - truth[reference] <= interval.high)
+            win = calibration.win_interval(0.5, system, reference)
+            chance = 1 / (1 + np.exp(truth[system] - truth[reference] - scale * 0.5))
             wins_hit.append(win.low <= chance <= win.high)
-    assert 0.90 <= np.mean(offsets_hit) <= 0.98
-    assert 0.90 <= np.mean(wins_hit) <= 0.98
+            assert interval.low <= interval.value <= interval.high and win.low <= win.value <= win.high
+    assert 0.90 <= np.mean(offsets_hit) <= 0.985
+    assert 0.90 <= np.mean(wins_hit) <= 0.985
+    assert np.mean(scale_hit) >= 0.90
+
+
+def test_prior_of_intervals_changes_no_value() -> None:
+    votes = draw_votes(40, tie=0.3)
+    ours, narrow = fit_anchors(votes), fit_anchors(votes, interval_prior=AnchorPrior())
+    assert narrow.interval_posterior == narrow.posterior == ours.posterior != ours.interval_posterior
+    assert ours.win_probability(0.4, "a", "b") == narrow.win_probability(0.4, "a", "b")
+    assert ours.offset("b").value == pytest.approx(narrow.offset("b").value, abs=1e-12)
+    assert ours.offset("b").high - ours.offset("b").low > narrow.offset("b").high - narrow.offset("b").low
 
 
 # every answer
@@ -175,7 +196,7 @@ def test_swapped_votes_give_the_same_calibration() -> None:
         dataclasses.replace(v, target=1 - v.target, system_a=v.system_b, system_b=v.system_a, reward_a=v.reward_b,
                             reward_b=v.reward_a) for v in votes
     ]  # fmt: skip
-    assert fit_anchors(votes).mean == pytest.approx(fit_anchors(swapped[::-1]).mean, abs=1e-9)
+    assert fit_anchors(votes).posterior.mean == pytest.approx(fit_anchors(swapped[::-1]).posterior.mean, abs=1e-9)
 
 
 def test_reference_changes_what_is_shown_and_no_probability() -> None:
@@ -272,8 +293,26 @@ def test_uncompared_groups_are_refused_by_name() -> None:
 def test_system_that_always_wins_has_a_finite_offset(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         calibration = fit_anchors([vote("a", "b", 1)] * 500 + [vote("b", "c", 1), vote("b", "c", 0)])
-    assert "a won, or lost, each of its 500 votes" in caplog.text
+    assert "won, or lost, every one of their votes: a (500); the prior alone limits their offsets" in caplog.text
     assert 0.9 < calibration.win_probability(0.0, "a", "b") < 0.9999
+
+
+def test_many_one_sided_systems_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    votes = [vote("hub", f"s{place:02}", place % 2) for place in range(30)]
+    for fit in (fit_anchors, lambda v: fit_published(v, reference_system="hub")):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            fit(votes)
+        assert [record.getMessage().count(" (1)") for record in caplog.records] == [10]
+        assert "s09 (1) and 20 more;" in caplog.text
+
+
+def test_votes_against_the_judge_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        against = fit_anchors([vote("a", "a", 0.0, 2.0)] * 30)
+    assert against.scale < 0 and "the votes are against the judge" in caplog.text
+    caplog.clear()
+    assert fit_anchors([vote("a", "a", 1.0, 2.0)] * 30).scale > 0 and not caplog.records
 
 
 def test_single_system_calibrates_the_scale_alone() -> None:
@@ -313,7 +352,7 @@ def test_no_votes_give_the_prior() -> None:
 @pytest.mark.parametrize("margin", [300.0, -300.0, 1e-300])
 def test_huge_margins_stay_finite(margin: float) -> None:
     calibration = fit_anchors([vote("a", "b", 1, margin), vote("a", "b", 0, -margin), vote("a", "b", 0, margin)])
-    assert np.isfinite(calibration.mean).all() and 0 <= calibration.win_probability(margin, "a", "b") <= 1
+    assert np.isfinite(calibration.posterior.mean).all() and 0 <= calibration.win_probability(margin, "a", "b") <= 1
     assert np.isfinite(win_half_width(calibration, "a", "b", more_pairs=10))
     assert 0 <= calibration.win_probability(-1e6, "a", "b") <= 1
 
@@ -357,10 +396,16 @@ def test_saved_and_loaded_is_equal(fitted: AnchorCalibration, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda v: v.update(format="other"), lambda v: v.pop("mean"), lambda v: v.update(extra=1),
-        lambda v: v["mean"].pop(), lambda v: v["mean"].__setitem__(0, None), lambda v: v.update(method="magic"),
-        lambda v: v["covariance"][0].__setitem__(0, -1.0), lambda v: v.update(reference_system="nobody"),
-        lambda v: v.update(systems=5), lambda v: v.update(unseen_deviation="wide"),
+        lambda v: v.update(format="other"), lambda v: v.pop("posterior"), lambda v: v.update(extra=1),
+        lambda v: v["posterior"]["mean"].pop(), lambda v: v["posterior"]["mean"].__setitem__(0, None),
+        lambda v: v["interval_posterior"]["mean"].pop(), lambda v: v.update(interval_posterior=[1.0]),
+        lambda v: v["posterior"].pop("covariance"), lambda v: v["posterior"].update(extra=1),
+        lambda v: v["posterior"]["covariance"][0].__setitem__(0, -1.0), lambda v: v.update(method="magic"),
+        lambda v: v["interval_posterior"].update(unseen_deviation=-1.0), lambda v: v["num_votes"].pop(),
+        lambda v: v.update(systems=5), lambda v: v["posterior"].update(unseen_deviation="wide"),
+        lambda v: v.update(reference_system="nobody"), lambda v: v.update(margin_deviation=-1.0),
+        lambda v: v["num_votes"].__setitem__(0, "many"), lambda v: v["systems"].__setitem__(0, None),
+        lambda v: v["posterior"]["mean"].__setitem__(0, 10**400),
     ],
 )  # fmt: skip
 def test_damaged_file_is_one_line(fitted: AnchorCalibration, tmp_path: Path, damage: Callable[[dict], object]) -> None:
@@ -373,7 +418,7 @@ def test_damaged_file_is_one_line(fitted: AnchorCalibration, tmp_path: Path, dam
         AnchorCalibration.load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.json").write_bytes(content)
     with pytest.raises(InputError, match="is no calibration"):

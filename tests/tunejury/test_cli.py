@@ -155,11 +155,23 @@ def test_no_files_is_a_mistake(score: Any) -> None:
     assert (code, out) == (2, "") and err.startswith("error: no files given")
 
 
-@pytest.mark.parametrize("arguments", [[], ["scroe", "a.wav"], ["score", "--colour", "a.wav"]])
-def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "score"),
+        (["scroe", "a.wav"], "scroe"),
+        (["score", "--colour", "a.wav"], "--colour"),
+        (["score", "a.wav", "--batch-size", "two"], "--batch-size"),
+    ],
+)
+def test_wrong_usage_exits_with_2_after_one_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
-    assert caught.value.code == 2 and capsys.readouterr().out == ""
+    captured = capsys.readouterr()
+    assert caught.value.code == 2 and captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and named in captured.err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"]])

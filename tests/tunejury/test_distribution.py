@@ -86,6 +86,19 @@ def test_far_sets(shift: float) -> None:
     assert 4 < apart.divergence < 6
 
 
+@pytest.mark.parametrize("distance", [frechet_distance, lambda x, y: kernel_distance(x, y, kernel="polynomial")])
+def test_distance_beyond_numbers_is_an_error(distance: Callable[[Tensor, Tensor], float]) -> None:
+    with pytest.raises(ValueError, match="beyond a float64"):
+        distance(normal(20, 5, 0) * 1e200, normal(20, 5, 1) * 1e200)
+
+
+def test_arrays_are_taken_and_complex_numbers_refused() -> None:
+    x, y = normal(20, 5, 0), normal(20, 5, 1)
+    assert frechet_distance(x.numpy(), y.tolist()) == frechet_distance(x, y)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="complex"):
+        frechet_distance(x + 1j * y, y)
+
+
 @pytest.mark.parametrize("name", DISTANCES)
 @pytest.mark.parametrize("bad", ["nan", "inf", "shape", "one row", "empty", "vector"])
 def test_unusable_sets_are_refused(name: str, bad: str) -> None:

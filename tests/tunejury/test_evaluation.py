@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,11 @@ def test_pair_report_leaves_ties_out_and_counts_them() -> None:
 def test_huge_margins_stay_finite() -> None:
     report = pair_report([pair(0, 1e6, 0.0), pair(1, -1e6, 1.0), pair(2, 1e6, 1.0)], num_resamples=10)
     assert np.isfinite(report["log_loss"]) and report["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_margin_beyond_numbers_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"pair '1' has rewards 1e\+308 and -1e\+308, expected"):
+        pair_report([pair(0, 1.0, 0.0), replace(pair(1, 0.0, 1.0), reward_a=1e308, reward_b=-1e308)])
 
 
 def test_only_ties_have_no_accuracy() -> None:
@@ -330,6 +336,10 @@ def test_cmi_rewardbench_is_judged_and_measured(evaluate: Any, clips: list[Path]
 def test_real_votes_with_rewards_need_no_judge(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(MUSIC_ARENA), "--reward", "no such judge", "--json"]) == 0
     assert round(json.loads(capsys.readouterr().out)["pairs"]["accuracy"], 4) == 0.5369
+    musiccaps = MUSIC_ARENA.parents[1] / "published/musiccaps_teacher_vs_human.csv"
+    assert main(["evaluate", str(musiccaps), "--ratings", "CE", "CU", "PQ", "--json"]) == 0
+    scales = json.loads(capsys.readouterr().out)["ratings"]["scales"]
+    assert [round(scales[name]["spearman"], 3) for name in scales] == [0.663, 0.595, 0.533]
 
 
 @pytest.mark.parametrize(

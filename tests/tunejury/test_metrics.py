@@ -96,6 +96,13 @@ def test_correlations_equal_the_reference(levels: int) -> None:
     assert kendall(x, y) == pytest.approx(stats.kendalltau(x, y)[0], abs=1e-12)
 
 
+@pytest.mark.parametrize("unit", [1e200, 1e-200, 1.7e308, 1e-310])
+def test_correlation_knows_no_unit(unit: float) -> None:
+    x, y = np.array([0.1, 0.7, 0.3, 1.0]), np.array([0.2, 0.9, 0.1, 0.5])
+    assert pearson(x * unit, y) == pytest.approx(pearson(x, y), abs=1e-9)
+    assert pearson(y, -x * unit) == pytest.approx(-pearson(x, y), abs=1e-9)
+
+
 def test_rank_correlations_see_order_alone() -> None:
     x = np.random.default_rng(2).normal(size=40)
     for correlation in (spearman, kendall):

@@ -87,6 +87,11 @@ def test_order_and_byte_order_mark_and_blank_lines(folder: Path) -> None:
     assert [pair.system_a for pair in read_pairs(path)] == ["s", "t", "s"]
 
 
+def test_names_of_systems_are_on_one_line(folder: Path) -> None:
+    rows = [{**ROWS[0], "system_a": " a\n b ", "system_b": 0}]
+    assert [(p.system_a, p.system_b) for p in read_pairs(write(folder / "votes.jsonl", rows))] == [("a b", "0")]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -101,6 +106,8 @@ def test_order_and_byte_order_mark_and_blank_lines(folder: Path) -> None:
         ({"reward_a": "high"}, "reward_a is 'high'"),
         ({"reward_a": float("nan")}, "reward_a is nan"),
         ({"pair_id": "0"}, "pair '0' was there already in line 1"),
+        ({"pair_id": 0}, "pair '0' was there already in line 1"),
+        ({"system_a": ["s"]}, "system_a is ['s'], expected a name"),
     ],
 )
 def test_bad_row_is_one_line(folder: Path, change: dict[str, Any], message: str) -> None:
@@ -120,11 +127,15 @@ def test_bad_row_is_one_line(folder: Path, change: dict[str, Any], message: str)
         ("votes.jsonl", b"{}\n", "the vote is missing"),
         ("votes.jsonl", b"[1]\n", ":1: expected an object"),
         ("votes.jsonl", b'{"a": 1\n', ":1: no JSON object"),
+        ("votes.jsonl", b"[" * 100_000, ":1: no JSON object"),
+        ("votes.json", b"[" * 100_000, "is no JSON"),
         ("votes.jsonl", b"\xff\xfe\x00", "not text in UTF-8"),
         ("votes.json", b"\xff\xfe\x00", "not text in UTF-8"),
         ("votes.csv", b"prompt,winner\na\n", ":2: expected 2 columns"),
         ("votes.csv", b"prompt,winner\na,b,c\n", ":2: expected 2 columns"),
         ("votes.csv", b'prompt,winner\n"a,b', "damaged CSV"),
+        ("votes.csv", b"prompt;winner\np;a\n", ":1: columns are separated by ';'"),
+        ("votes.jsonl", b'{"winner": "a", "reward_a": 1' + b"0" * 400 + b"}", ":1: reward_a is 10+"),
         ("votes.txt", b"", "expected a file of type .jsonl, .csv, .json"),
     ],
 )

@@ -29,6 +29,13 @@ def test_a_judge_without_clap_has_no_score(tiny_judge: RewardModel) -> None:
     assert Hearing(tiny_judge).clap_score is None
 
 
+def test_fit_to_the_prompt_is_told_by_clap_where_there_is_one(
+    tiny_judge: RewardModel, released_judge: RewardModel
+) -> None:
+    assert list(Hearing(tiny_judge).matches) == ["prompt_match"]
+    assert list(Hearing(released_judge).matches) == ["clap_score"]
+
+
 def test_embeddings_give_every_encoder_the_same_weight(
     released_judge: RewardModel, music: Callable[..., Tensor]
 ) -> None:

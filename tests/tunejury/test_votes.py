@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_clips_are_judged_once(
     assert calibrate(path, "--reward", tiny_directory, "--device", "cpu", "--output", output)[0] == 0
     calibration = AnchorCalibration.load(output)
     assert calibration.reward == "tiny"
-    assert calibration.mean == pytest.approx(fit_anchors(votes).mean, abs=1e-5)
+    assert calibration.posterior.mean == pytest.approx(fit_anchors(votes).posterior.mean, abs=1e-5)
 
 
 def test_command_writes_and_prints_the_calibration(calibrate: Any, votes_file: Path, tmp_path: Path) -> None:
@@ -151,9 +152,24 @@ def test_held_out_votes_are_not_fitted() -> None:
         held_out_probabilities(votes, "c", num_folds=21)
 
 
-def test_copies_of_a_battle_fall_into_one_fold_and_are_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_folds_are_silent_and_may_hold_ties_alone(caplog: pytest.LogCaptureFixture) -> None:
+    votes = [
+        replace(pair("a", "b", 0.5 if place else 1.0), pair_id=str(place), prompt=str(place)) for place in range(6)
+    ]
+    probabilities = held_out_probabilities(votes, "b", num_folds=6)
+    assert not caplog.text and probabilities["published"][0] == 0.5 < probabilities["published"][1]
+    fit_anchors(votes[:1])
+    assert "won, or lost, every one of their votes" in caplog.text
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_other_separators_are_said(calibrate: Any, mark: str, tmp_path: Path) -> None:
+    (tmp_path / "votes.csv").write_text((HEADER + ROWS).replace(",", mark))
+    code, _, err = calibrate(tmp_path / "votes.csv")
+    assert code == 2 and err.endswith(f"columns are separated by {mark!r}, expected commas\n") and err.count("\n") == 1
+
+
+def test_copies_of_a_battle_fall_into_one_fold_and_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A copy with sides swapped is one too; two voters who disagree on a pair are not copies."""
     rows = ["x,y,a,0.5,0.1", "y,x,b,0.1,0.5", "x,y,b,0.5,0.1", "x , y,a,0.5,0.1", "x,y,a,0.5,0.2"]
     rows += ["x,x,a,1,0", "x,x,b,0,1"]

@@ -1,0 +1,64 @@
+"""What an adapter is to learn, and how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from alignment.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DivergedError(RuntimeError):
+    """The loss or its gradient is not finite: one line that says where."""
+
+
+@dataclass(frozen=True)
+class FineTuningConfig:
+    """How an adapter learns: AdamW, a linear warm-up, then a constant rate."""
+
+    num_steps: int = 100
+    train_batch_size: int = 8
+    """Clips in a step, over all processes."""
+    gradient_accumulation_steps: int = 1
+    """Parts a process cuts its share of a batch into; doubled where a part does not fit the memory."""
+    warmup_steps: int = 10
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.98
+    """Of the average over steps that becomes the adapter; lower at the start: (1 + step) / (10 + step)."""
+    condition_dropout: float = 0.1
+    """Of the clips that are learned without their prompt, as guidance needs."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it."""
+    checkpoint_every: int = 25
+    """Steps between two states on the disk."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "train_batch_size", "gradient_accumulation_steps", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.warmup_steps < 0:
+            raise InputError(f"warmup_steps is {self.warmup_steps}; expected at least 0")
+        if not 0 <= self.weight_decay < math.inf or not 0 < self.max_grad_norm:
+            raise InputError("weight_decay is expected to be at least 0, and max_grad_norm above 0")
+        for name in ("ema_decay", "condition_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a number from 0 to below 1")
+        if self.mixed_precision not in ("auto", "no", "bf16"):
+            raise InputError(f"mixed_precision is {self.mixed_precision!r}; expected auto, no or bf16")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned: targets [N, ...] as `generate_targets` gives them, their N prompts, seconds of a clip."""
+
+    targets: Tensor
+    prompts: Sequence[str]
+    duration: float
