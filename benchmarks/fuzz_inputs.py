@@ -59,6 +59,8 @@ class Config:
     num_clips: int = 500
     num_checkpoints: int = 200
     seed: int = 0
+    only: str = ""
+    """Damage only what has this in its name, such as `config.json`."""
     seconds_per_file: float = 60.0
     """After which a file is said to hang; the largest takes a second of an idle machine."""
     folder: Path | None = None
@@ -81,7 +83,8 @@ def make_clips(config: Config, folder: Path, chance: random.Random) -> Iterator[
             soundfile.write(path, wav, rate, subtype=subtype)
             whole.append(path)
             yield {"group": suffix, "case": path.name, "clip": str(path), "whole": True}
-    for i in range(config.num_clips):
+    whole = [path for path in whole if config.only in path.name]
+    for i in range(config.num_clips if whole else 0):
         source = whole[i % len(whole)]
         path = folder / f"{i:04}{source.suffix}"
         path.write_bytes(damaged(source.read_bytes(), chance, 0.7))
@@ -139,8 +142,9 @@ def make_checkpoints(config: Config, folder: Path, chance: random.Random) -> Ite
         yield {**same, "case": name, "reward": str(source)}
     files = {name: str(path) for name, path in parts.items() if name != "head"}
     yield {**same, "case": "released", "reward": str(parts["head"]), "files": files}
-    for i in range(config.num_checkpoints):
-        part, name = DAMAGED[i % len(DAMAGED)]
+    chosen = [pair for pair in DAMAGED if config.only in ": ".join(pair)]
+    for i in range(config.num_checkpoints if chosen else 0):
+        part, name = chosen[i % len(chosen)]
         target = folder / f"{i:04}-{part}-{name.split('.')[0]}"
         source = sources.get(part) or parts[part]
         if source.is_dir():

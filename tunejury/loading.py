@@ -98,8 +98,15 @@ def load_reward(
         config, state = _read_config(directory / CONFIG_FILE), None
     if protocol is not None:
         config = replace(config, protocol=protocol)
+    if state is None:
+        state = read_safetensors(directory / WEIGHTS_FILE)
+    known = KNOWN_REWARDS.get(str(name_or_path))
+    if known is None or known.directory is None:
+        # first without memory: a damaged config may ask for more of it than there is, and is found out by its weights
+        with torch.device("meta"):
+            _fit(_build(config, source).state_dict(), state, weights)
     model = _build(config, source)
-    load_weights(model, read_safetensors(directory / WEIGHTS_FILE) if state is None else state, weights)
+    load_weights(model, state, weights)
     if calibration is not None:
         if not isinstance(calibration, AnchorCalibration):
             calibration = AnchorCalibration.load(calibration)
@@ -203,7 +210,15 @@ def load_weights(model: RewardModel, state: dict[str, Tensor], source: str) -> N
     Raises:
         InputError: they do not fit the model's config, or are not finite; the message names `source`.
     """
-    expected = model.state_dict()
+    state = _fit(model.state_dict(), state, source)
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{source} is damaged: {name} holds NaN or infinite values")
+    model.load_state_dict(state)  # copies, so weights stored in half precision become the model's float32
+
+
+def _fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights with what follows from a config alone, if they have the names, shapes and kinds that are expected."""
     derived = [name for name in expected if name.endswith(DERIVED_BUFFERS)]
     state = {**{name: expected[name] for name in derived}, **state}
     for problem, names in (("lacks", expected.keys() - state.keys()), ("has unknown", state.keys() - expected.keys())):
@@ -219,6 +234,4 @@ def load_weights(model: RewardModel, state: dict[str, Tensor], source: str) -> N
             )
         if tensor.is_floating_point() != expected[name].is_floating_point():
             raise InputError(f"{source} is damaged: {name} holds {tensor.dtype}, expected {expected[name].dtype}")
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{source} is damaged: {name} holds NaN or infinite values")
-    model.load_state_dict(state)  # copies, so weights stored in half precision become the model's float32
+    return state
