@@ -161,8 +161,7 @@ def make_checkpoints(config: Config, folder: Path, chance: random.Random) -> Ite
         elif name.endswith(".json") and chance.random() < 0.7:
             file.write_bytes(changed_json(file.read_bytes(), chance))
         else:
-            near = 0.1 if name.endswith("json") else 0.5
-            file.write_bytes(damaged(file.read_bytes(), chance, near))
+            file.write_bytes(damaged(file.read_bytes(), chance, 0.1))
         case = {"group": f"{part}: {name}", "case": target.name, "clip": clip_file}
         changed = str(target / source.name) if source.is_file() else str(target)
         if part in sources:

@@ -89,7 +89,7 @@ def load_reward(
     if str(name_or_path) in RELEASES or (str(name_or_path).endswith(HEAD_SUFFIX) and not Path(name_or_path).is_dir()):
         located = locate_release(name_or_path, files)
         config, state = read_release(located)
-        source, weights = str(located.head), " with ".join(map(str, [located.head, *located.parts.values()]))
+        source = weights = " with ".join(map(str, [located.head, *located.parts.values()]))
     elif files:
         raise InputError(f"files are for the parts of a released head ({', '.join(RELEASES)}), not for {name_or_path}")
     else:
