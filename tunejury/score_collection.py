@@ -62,7 +62,7 @@ class ScoreCollection:
         from accelerate import PartialState
 
         from tunejury.command_options import load_judge
-        from tunejury.command_score import write_scores
+        from tunejury.command_score import check_spares_inputs, write_scores
         from tunejury.embedding_cache import EmbeddingCache
         from tunejury.scoring import find_items
 
@@ -70,6 +70,7 @@ class ScoreCollection:
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
         try:
             items = find_items(self.clips, self.prompt)
+            check_spares_inputs(self.output, self.clips, items)
             model = load_judge(self.reward, str(state.device), self.protocol, self.files, self.dtype)
             cache = EmbeddingCache(self.cache, model) if self.cache is not None else None
             write_scores(
