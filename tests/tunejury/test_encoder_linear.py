@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tunejury.encoders.linear import EncoderLinear, replace_linears
 
-ROWS, INPUTS, OUTPUTS = 96, 512, 256  # just enough of them
+ROWS, INPUTS, OUTPUTS = 256, 512, 512  # just enough of them
 CONVOLUTION = "aten::convolution"
 
 
@@ -26,10 +26,12 @@ def layers(bias: bool = True) -> tuple[nn.Linear, nn.Sequential]:
 
 
 @pytest.fixture(autouse=True, params=["AVX512", "any other processor"])
-def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """What torch says it runs on: both ways are walked on every machine."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
-    return str(request.param)
+    threads = torch.get_num_threads()
+    yield str(request.param)
+    torch.set_num_threads(threads)
 
 
 def expected(processor: str) -> bool:
@@ -44,10 +46,14 @@ def operators(work: Callable[[], object]) -> set[str]:
     return {event.name for event in profile.events()}
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(ROWS, INPUTS), (2, ROWS, INPUTS), (3, 1, ROWS, INPUTS), (89, INPUTS)])
-def test_value_and_gradients_are_those_of_a_linear_layer(bias: bool, shape: tuple[int, ...], processor: str) -> None:
+@pytest.mark.parametrize("shape", [(ROWS, INPUTS), (2, ROWS, INPUTS), (3, 1, ROWS, INPUTS), (ROWS + 1, INPUTS)])
+def test_value_and_gradients_are_those_of_a_linear_layer(
+    bias: bool, shape: tuple[int, ...], processor: str, threads: int
+) -> None:  # fmt: skip
     truth, ours = layers(bias)
+    torch.set_num_threads(threads)
     assert (CONVOLUTION in operators(lambda: ours(torch.zeros(shape)))) == expected(processor)
     x = torch.randn(shape, requires_grad=True)
     exact = x.detach().double().requires_grad_()

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# below it the way into oneDNN's own layout of the weights takes longer than it saves
-FEWEST_PRODUCTS = 1 << 23
-# with a single thread torch takes convolutions of width 1 to oneDNN from 16 images on
-BATCHES = range(16, 65)
+# below these the way into oneDNN's own layout takes longer than it saves
+FEWEST_ROWS = 256
+FEWEST_WEIGHTS = 1 << 18
+SINGLE_THREAD_IMAGES = 16  # with a single thread torch takes convolutions of width 1 to oneDNN from so many on
 
 
 class EncoderLinear(nn.Linear):
@@ -26,17 +26,21 @@ class EncoderLinear(nn.Linear):
         rows = x.numel() // self.in_features
         if not self._suits(x, rows):
             return super().forward(x)
-        batch = next((size for size in BATCHES if rows % size == 0), 1)
-        # channels last on both sides, so neither is copied
-        images = x.contiguous().view(batch, rows // batch, 1, self.in_features).permute(0, 3, 1, 2)
-        y = F.conv2d(images, self.weight[:, :, None, None], self.bias)
-        return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
+        count = SINGLE_THREAD_IMAGES if torch.get_num_threads() == 1 else 1
+        x, shape = x.reshape(rows, self.in_features).contiguous(), x.shape
+        if rows % count:
+            x = F.pad(x, (0, 0, 0, -rows % count))
+        # channels last on both sides, so that neither is copied
+        images = x.view(count, -1, 1, self.in_features).permute(0, 3, 1, 2)
+        y = F.conv2d(images, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
+        return y.reshape(-1, self.out_features)[:rows].view(*shape[:-1], self.out_features)
 
     def _suits(self, x: Tensor, rows: int) -> bool:
         return (
             x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
-            and rows * self.weight.numel() >= FEWEST_PRODUCTS
+            and rows >= FEWEST_ROWS
+            and self.weight.numel() >= FEWEST_WEIGHTS
             and torch.backends.cpu.get_cpu_capability() == "AVX512"
             and torch.backends.mkldnn.is_available()
             and not torch.is_autocast_enabled("cpu")
