@@ -1,4 +1,5 @@
-"""File, array, batch and gradient path of the released judge give one reward, and its gradient is the slope.
+"""File, array, batch and gradient path of the released judge give one reward, its gradient is the slope, and a tone at
+12 kHz moves the reward under `release` and not under `training`.
 
 python benchmarks/one_path.py --output one_path.json
 
@@ -25,6 +26,8 @@ from tunejury.scoring import score_files
 RATE = 44_100
 PROMPTS = ("a piano", "", "a piano and drums", "")
 LIMIT = 1e-4
+TONE = 12_000.0  # Hz
+TONE_SHARE = 0.05  # of what it does under `release`
 SLOPE_LIMIT = 1e-3  # of the relative difference
 
 
@@ -76,6 +79,21 @@ def compare_paths(judge: RewardModel, wavs: torch.Tensor, folder: Path) -> list[
     ]
 
 
+def compare_tone(judge: RewardModel, wav: torch.Tensor) -> dict[str, Any]:
+    """How far a faded tone moves the reward of a clip in noise, which covers what resamplers leave of the tone."""
+    samples = wav.shape[-1]
+    wav = 0.5 * wav + 0.05 * torch.randn_like(wav)
+    time = torch.arange(samples, device=wav.device) / RATE
+    tone = 0.05 * torch.hann_window(samples, device=wav.device) * torch.sin(2 * torch.pi * TONE * time)
+    moved = {}
+    for name in ("release", "training"):
+        listener = judge.with_protocol(name)
+        with torch.inference_mode():
+            moved[name] = abs(float(listener((wav + tone)[None], RATE)) - float(listener(wav[None], RATE)))
+    what = f"tone at 12 kHz under `training`; under `release` it moves the reward by {moved['release']:.1e}"
+    return {"what": what, "value": moved["training"], "limit": TONE_SHARE * moved["release"]}
+
+
 def compare_slope(judge: RewardModel, wav: torch.Tensor, config: Config) -> dict[str, Any]:
     """Largest relative difference between the gradient along a direction and the slope there."""
     judge = judge.double()
@@ -103,6 +121,7 @@ def main(config: Config) -> None:
     judge = spread_judge(config, wavs)
     with tempfile.TemporaryDirectory() as folder:
         rows = compare_paths(judge, wavs, Path(folder))
+    rows.append(compare_tone(judge, wavs[0]))
     rows.append(compare_slope(judge, 0.5 * wavs[0], config))
     machine, size = describe_machine(), f"{sum(p.numel() for p in judge.parameters()) / 1e6:.0f} million weights"
     print(f"{config.size} judge ({size}), {config.duration:g} s stereo clips at {RATE} Hz, on {machine}")
@@ -110,7 +129,7 @@ def main(config: Config) -> None:
     print("|---|---|---|---|")
     for row in rows:
         row["passed"] = row["value"] <= row["limit"]
-        print(f"| {row['what']} | {row['value']:.1e} | {row['limit']:g} | {'pass' if row['passed'] else 'FAIL'} |")
+        print(f"| {row['what']} | {row['value']:.1e} | {row['limit']:.1e} | {'pass' if row['passed'] else 'FAIL'} |")
     if config.output:
         result = {"machine": machine, "config": {**asdict(config), "output": None}, "rows": rows}
         config.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -25,6 +25,8 @@ HEAD_SUFFIX = ".pt"
 # buffers that follow from a config alone, which published checkpoints do not all hold
 DERIVED_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", "embed_positions.inv_freq")
 
+COUNTER = "num_batches_tracked"  # of a normalisation, which only training reads
+
 
 @dataclass(frozen=True)
 class KnownReward:
@@ -210,10 +212,18 @@ def load_weights(model: RewardModel, state: dict[str, Tensor], source: str) -> N
     Raises:
         InputError: they do not fit the model's config, or are not finite; the message names `source`.
     """
-    state = _fit(model.state_dict(), state, source)
+    built = model.state_dict()
+    state = _fit(built, state, source)
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise InputError(f"{source} is damaged: {name} holds NaN or infinite values")
+        # whole numbers are tables of places in other tensors, and follow from the config
+        if (
+            not tensor.is_floating_point()
+            and not name.endswith(COUNTER)
+            and not torch.equal(tensor.to(built[name]), built[name])
+        ):
+            raise InputError(f"{source} is damaged: {name} is not the table that its config gives")
     model.load_state_dict(state)  # copies, so weights stored in half precision become the model's float32
 
 

@@ -168,6 +168,7 @@ class _Payload:
 
 
 QKV = "module.audio_branch.layers.0.blocks.0.attn.qkv.weight"
+INDEX = "module.audio_branch.layers.0.blocks.0.attn.relative_position_index"
 NORM = "module.audio_branch.norm.weight"
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "other key": ("clap", lambda p: _edit(p, lambda s: s.update(other=torch.zeros(1))), "not a weight of CLAP"),
@@ -184,6 +185,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "fused CLAP model",
     ),
     "nan": ("clap", lambda p: _edit(p, lambda s: s[QKV].fill_(torch.nan)), "NaN"),
+    "table": ("clap", lambda p: _edit(p, lambda s: s[INDEX].fill_(399)), "is not the table that its config gives"),
     "cut": ("clap", lambda p: p.write_bytes(p.read_bytes()[:-900]), "damaged"),
     "code": ("clap", lambda p: p.write_bytes(pickle.dumps({"x": _Payload(p.with_name("touched"))})), "damaged"),
     "deepnorm": ("mert", lambda p: _config(p, deepnorm=True), "deepnorm is True, expected False"),
