@@ -194,14 +194,14 @@ def start_part(config: Config, folder: Path, part: str, dtype: str = "float32") 
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+def answer(path: str, process: subprocess.Popen[str]) -> dict[str, Any]:
     """What it says next; laion_clap prints lines of its own."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("{"):
             result: dict[str, Any] = json.loads(line)
             return result
-    raise SystemExit(f"{' '.join(process.args[1:4])} failed")  # type: ignore[union-attr]
+    raise SystemExit(f"{path} failed")
 
 
 def measure(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
@@ -212,8 +212,8 @@ def measure(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
     if config.device.startswith("cuda"):
         paths["ours, bfloat16"] = start_part(config, folder, "ours", "bfloat16")
     try:
-        for process in paths.values():
-            answer(process)
+        for path, process in paths.items():
+            answer(path, process)
         rounds: dict[str, list[dict[str, Any]]] = {path: [] for path in paths}
         for turn in range(config.rounds):
             for path in list(paths) if turn % 2 == 0 else list(reversed(paths)):
@@ -221,7 +221,7 @@ def measure(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
                 assert stdin is not None
                 stdin.write("\n")
                 stdin.flush()
-                rounds[path].append(answer(paths[path]))
+                rounds[path].append(answer(path, paths[path]))
     finally:
         for process in paths.values():
             process.kill()

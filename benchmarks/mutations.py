@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 HEADER = 200  # bytes at the beginning of a file
-ODD_VALUES = (
+ODD_VALUES: tuple[Any, ...] = (
     0, -1, 1, 2, 7, 63, 10**6, 9_999_999, 10**12, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), True, False,
     None, "", "0", "\u0000", "../../etc/passwd", [], [[]], {}, {"kind": []}, [10**6] * 3, "x" * 10_000,
 )  # fmt: skip

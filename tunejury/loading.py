@@ -102,8 +102,8 @@ def load_reward(
         config = replace(config, protocol=protocol)
     if state is None:
         state = read_safetensors(directory / WEIGHTS_FILE)
-    known = KNOWN_REWARDS.get(str(name_or_path))
-    if known is None or known.directory is None:
+    shipped = KNOWN_REWARDS.get(str(name_or_path))
+    if shipped is None or shipped.directory is None:
         # first without memory: a damaged config may ask for more of it than there is, and is found out by its weights
         with torch.device("meta"):
             _fit(_build(config, source).state_dict(), state, weights)

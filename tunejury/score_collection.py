@@ -22,6 +22,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from tunejury.command_line import read_flags
 from tunejury.command_options import Precision
 from tunejury.errors import InputError
 
@@ -91,7 +92,7 @@ class ScoreCollection:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for a user's mistake, after one line on standard error)."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    command = tyro.cli(ScoreCollection, args=argv, config=(FlagCreatePairsOff,))
+    command = read_flags(lambda: tyro.cli(ScoreCollection, args=argv, config=(FlagCreatePairsOff,)))
     try:
         command.run()
     except (InputError, OSError) as error:
