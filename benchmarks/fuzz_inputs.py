@@ -12,16 +12,9 @@ finite and the same twice. `--seed` makes other damage, `--folder` keeps the fil
 from __future__ import annotations
 
 import json
-import math
-import os
-import queue
 import random
-import resource
 import shutil
-import subprocess
-import sys
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -31,24 +24,19 @@ from typing import Any
 import soundfile
 import torch
 import tyro
+from fuzz_worker import Worker
 from machine import describe_machine
 from mutations import changed_json, damaged, poisoned
-from random_judge import MERGES, clip, released_config, vocabulary
+from random_judge import clip, write_random_release
 
-from tunejury import InputError, RewardModel, load_reward, save_audio
-from tunejury.encoders.mert import SHAPE
-from tunejury.scoring import score_files
+from tunejury import save_audio
 
-PROMPT = "calm piano"
 FORMATS = {
     "wav": ("PCM_16", "PCM_24", "FLOAT"),
     "flac": ("PCM_16", "PCM_24"),
     "ogg": ("VORBIS", "OPUS"),
     "mp3": (None,),
 }
-FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect")
-RAN_CODE = 3  # exit code
-MOST_MEMORY = 2 << 30  # bytes that a single damaged file may take
 GOOD = ("score", "error")
 
 
@@ -68,8 +56,6 @@ class Config:
     output: Path | None = None
     quick: bool = False
     """40 clips and 24 checkpoints."""
-    worker: bool = False
-    """For the process this one starts."""
 
 
 def make_clips(config: Config, folder: Path, chance: random.Random) -> Iterator[dict[str, Any]]:
@@ -91,33 +77,6 @@ def make_clips(config: Config, folder: Path, chance: random.Random) -> Iterator[
         yield {"group": source.suffix[1:], "case": path.name, "clip": str(path)}
 
 
-def write_judges(folder: Path) -> tuple[Path, dict[str, Path]]:
-    """A small judge of the released build, as `save_pretrained` writes it and as its parts are published."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        judge = RewardModel(released_config("tiny"))
-    judge.save_pretrained(folder / "saved")
-    parts = {"head": folder / "head.pt", "clap": folder / "clap.pt"}
-    parts |= {name: folder / name for name in ("mert", "roberta")}
-    states: dict[str, dict[str, torch.Tensor]] = {"clap": {}, "mert": {}}
-    for name, encoder in judge.encoders.items():
-        target = states["mert" if name == "mert" else "clap"]
-        target |= {key.removeprefix("model."): tensor for key, tensor in encoder.state_dict().items()}
-    torch.save(judge.head.state_dict(), parts["head"])
-    sidecar = {"input_dim": judge.config.input_dim, "exclude": []}
-    parts["head"].with_suffix(".json").write_text(json.dumps(sidecar))
-    torch.save({"epoch": 15, "state_dict": states["clap"]}, parts["clap"])
-    for name in ("mert", "roberta"):
-        parts[name].mkdir()
-    mert = judge.config.encoders["mert"]
-    (parts["mert"] / "config.json").write_text(json.dumps({field: mert[field] for field in SHAPE}))
-    (parts["mert"] / "preprocessor_config.json").write_text('{"do_normalize": true}')
-    torch.save(states["mert"], parts["mert"] / "pytorch_model.bin")
-    (parts["roberta"] / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary())}))
-    (parts["roberta"] / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
-    return folder / "saved", parts
-
-
 # what is damaged: files of a saved judge, of the shipped one, and of a released one by the part they belong to
 DAMAGED = (
     ("saved", "config.json"), ("saved", "model.safetensors"), ("compact", "config.json"),
@@ -133,7 +92,7 @@ def make_checkpoints(config: Config, folder: Path, chance: random.Random) -> Ite
 
     base = folder / "whole"
     base.mkdir()
-    saved, parts = write_judges(base)
+    saved, parts = write_random_release(base)
     sources = {"saved": saved, "compact": Path(tunejury.__file__).parent / "weights" / "compact"}
     clip_file, marker = str(base / "clip.wav"), str(folder / "MARKER")
     save_audio(Path(clip_file), clip(0.3, 16_000), 16_000)
@@ -172,94 +131,6 @@ def make_checkpoints(config: Config, folder: Path, chance: random.Random) -> Ite
             yield {**case, "reward": str(parts["head"]), "files": {**files, part: changed}}
 
 
-def watch(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook."""
-    if event.startswith(FORBIDDEN):
-        os._exit(RAN_CODE)
-
-
-def work() -> None:
-    """Judge what standard input asks for, a line of JSON each."""
-    judge = load_reward("compact", device="cpu")  # and with it all that is imported late
-    load_reward(write_judges(Path(tempfile.mkdtemp()))[0], device="cpu")
-    sys.addaudithook(watch)
-    sys.stdout.write("{}\n")
-    sys.stdout.flush()
-    for line in sys.stdin:
-        case = json.loads(line)
-        try:
-            result = judge_case(case, judge)
-        except (InputError, OSError) as error:
-            result = {"outcome": "error", "detail": str(error)}
-        except Exception as error:
-            result = {"outcome": "traceback", "detail": f"{type(error).__name__}: {error}"}
-        if result["outcome"] == "error" and "\n" in result["detail"]:
-            result["outcome"] = "error of several lines"
-        result["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        sys.stdout.write(json.dumps(result) + "\n")
-        sys.stdout.flush()
-
-
-def judge_case(case: dict[str, Any], compact: RewardModel) -> dict[str, Any]:
-    """Its outcome; errors as for `load_reward` and `score_files`."""
-    if "reward" in case:
-        judge = load_reward(case["reward"], device="cpu", files=case.get("files"))
-    else:
-        judge = compact
-    reward = score_files(judge, [case["clip"]], [PROMPT])[0]
-    samples, rate = soundfile.read(case["clip"], dtype="float32", always_2d=True)
-    with torch.no_grad():
-        again = float(judge(torch.from_numpy(samples.T.copy())[None], rate, [PROMPT]))
-    right = math.isfinite(reward) and abs(reward - again) <= 1e-4 * max(1.0, abs(reward))
-    return {"outcome": "score" if right else "wrong score", "detail": f"{reward} beside {again}"}
-
-
-class Worker:
-    """A process that judges, and is started anew when it dies."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, __file__, "--worker"]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env=environment,
-        )  # fmt: skip
-        self.lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-        if self.lines.get() is None:
-            raise SystemExit("the worker could not start")
-        self.peak = 0
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line)
-        self.lines.put(None)
-
-    def judge(self, case: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """What came of a case."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(case) + "\n")
-        self.process.stdin.flush()
-        try:
-            line = self.lines.get(timeout=seconds)
-        except queue.Empty:
-            return {"outcome": "hang", "detail": f"over {seconds:g} s"}
-        if line is None:
-            code = self.process.wait()
-            return {"outcome": "ran code" if code == RAN_CODE else "crash", "detail": f"exit code {code}"}
-        result: dict[str, Any] = json.loads(line)
-        grown, self.peak = result["peak"] - self.peak, result["peak"]
-        if grown > MOST_MEMORY < result["peak"]:
-            result |= {"outcome": "memory", "detail": f"{result['peak'] / 2**30:.1f} GiB; {result['detail']}"}
-        return result
-
-    def stop(self) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.wait()
-
-
 def run_cases(config: Config, folder: Path) -> list[dict[str, Any]]:
     """Every case with its outcome."""
     chance = random.Random(config.seed)
@@ -286,9 +157,6 @@ def run_cases(config: Config, folder: Path) -> list[dict[str, Any]]:
 
 
 def main(config: Config) -> None:
-    if config.worker:
-        work()
-        return
     if config.quick:
         config = replace(config, num_clips=40, num_checkpoints=24)
     torch.manual_seed(config.seed)
