@@ -25,12 +25,18 @@ INKS |= {"#050505": "var(--first)"}
 INK, MUTED, LINE, ACCENT, FIRST = INKS
 
 
-def template(name: str) -> Any:
-    """A jinja2 template of this package, which escapes everything, with filters for numbers and durations."""
+def template(name: str, folder: Path | None = None) -> Any:
+    """A jinja2 template, which escapes everything, with filters for numbers and durations.
+
+    Args:
+        name: of a template of this package.
+        folder: where it is looked for first, such as for a page that is made by no recipe.
+    """
     import jinja2
 
+    own = jinja2.PackageLoader("alignment", "templates")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("alignment", "templates"),
+        loader=own if folder is None else jinja2.ChoiceLoader([jinja2.FileSystemLoader(folder), own]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -64,12 +70,13 @@ class Players:
         return "data:audio/flac;base64," + base64.b64encode(flac).decode("ascii")
 
 
-def figure_svg(draw: Callable[[Any], None], label: str) -> str:
+def figure_svg(draw: Callable[[Any], None], label: str, size: tuple[float, float] = (7.2, 3.4)) -> str:
     """A figure as inline SVG in the page's colours and as wide as there is room for.
 
     Args:
         draw: draws on matplotlib axes, with the colours named in this module.
         label: what it shows, for those who do not see it.
+        size: width and height in inches, whose ratio is that of the figure.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -86,7 +93,7 @@ def figure_svg(draw: Callable[[Any], None], label: str) -> str:
         "ytick.color": MUTED,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.set_facecolor("none")
         draw(axes)

@@ -6,7 +6,8 @@ Prompt following: an independent listener (attribute_classifier.py) names the pr
 and mode of generated clips; chance is the rate at which the same guesses meet the attributes of shuffled prompts. Its
 accuracy on held-out real renders is printed beside, as the ceiling. Distance: Frechet distance in the compact judge's
 audio embedding between generated clips and held-out renders, beside that of another half of the renders, of white noise
-and of shuffled latents. Without --composed only prompt following is measured.
+and of shuffled latents or codes. Codec: held-out renders as its own codec gives them back (alignment.reconstruction).
+Without --composed only prompt following and speed are measured.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from attribute_classifier import CLASSES, accuracy, labels_of, load_classifier, load_composed
+from attribute_classifier import CLASSES, SAMPLE_RATE, accuracy, labels_of, load_classifier, load_composed
 from machine import describe_machine
+from through_codec import BackboneCodec
 from torch import Tensor
 from tqdm import tqdm
 
 from alignment import load_backbone
-from tunejury import load_reward
+from alignment.interfaces import Backbone
+from alignment.reconstruction import reconstruction_quality
+from tunejury import convert_audio, load_reward
 from tunejury.distribution import frechet_distance
 
 PROMPTS = Path(__file__).parent / "prompts" / "quality.jsonl"
@@ -39,6 +43,8 @@ class Config:
     prompts: Path = PROMPTS
     composed: Path | None = None
     """Folder written by recipes/compact/compose.py (its test split is used)."""
+    num_reconstructed: int = 100
+    """Renders that go through the codec, the first of the split."""
     seeds_per_prompt: int = 2
     batch_size: int = 8
     seed: int = 1000
@@ -47,37 +53,24 @@ class Config:
     """8 prompts, one seed each."""
 
 
-def generate(config: Config, prompts: list[str], seeds: list[int]) -> tuple[Tensor, float]:
-    """Clips [B, T] mono and seconds of audio per second of wall clock."""
-    backbone = load_backbone(config.backbone)
+def generate(backbone: Backbone, config: Config, prompts: list[str], seeds: list[int]) -> tuple[Tensor, float]:
+    """Clips [B, T], mono at 16 kHz, and seconds of audio made per second of wall clock."""
     clips, started = [], time.perf_counter()
     for start in tqdm(range(0, len(prompts), config.batch_size), desc="generate"):
         part = slice(start, start + config.batch_size)
-        clips.append(backbone.generate(prompts[part], seeds[part]).mean(1))
+        clips.append(backbone.generate(prompts[part], seeds[part]))
+    seconds = time.perf_counter() - started
     wav = torch.cat(clips)
-    return wav, wav.numel() / backbone.sample_rate / (time.perf_counter() - started)
+    real_time = len(wav) * wav.shape[-1] / backbone.sample_rate / seconds
+    return convert_audio(wav, backbone.sample_rate, SAMPLE_RATE, 1)[:, 0], real_time
 
 
 @torch.inference_mode()
-def embed(wav: Tensor, sample_rate: int = 16_000) -> Tensor:
+def embed(wav: Tensor) -> Tensor:
     """Audio embeddings [B, D] of the compact judge."""
     judge = load_reward("compact")
-    parts = [next(iter(judge.encode_audio(part[:, None], sample_rate).values())) for part in wav.split(32)]
+    parts = [next(iter(judge.encode_audio(part[:, None], SAMPLE_RATE).values())) for part in wav.split(32)]
     return torch.cat(parts)
-
-
-def shuffled_latents(backbone_name: str, wav: Tensor) -> Tensor:
-    """The same clips with their latent frames in random order, decoded: right values, no structure."""
-    codec = load_backbone(backbone_name).pipeline.vae  # type: ignore[attr-defined]
-    rng = torch.Generator().manual_seed(0)
-    decoded = []
-    with torch.inference_mode():
-        for part in wav.split(8):
-            latents = codec.encode(part[:, None]).latents
-            flat = latents.flatten(1)
-            order = torch.stack([torch.randperm(flat.shape[1], generator=rng) for _ in flat])
-            decoded.append(codec.decode(flat.gather(1, order).view_as(latents)).sample[:, 0, : wav.shape[1]])
-    return torch.cat(decoded).clamp(-1, 1)
 
 
 def main(config: Config) -> None:
@@ -86,8 +79,9 @@ def main(config: Config) -> None:
     records = records[:8] if config.quick else records
     rows = [record for record in records for _ in range(repeats)]
     attributes = [row["attributes"] for row in rows]
-    seeds = [config.seed + k for _ in records for k in range(repeats)]
-    wav, real_time = generate(config, [row["prompt"] for row in rows], seeds)
+    seeds = [config.seed + k for k in range(len(rows))]  # clips of one seed are alike, whatever their prompts
+    backbone = load_backbone(config.backbone)
+    wav, real_time = generate(backbone, config, [row["prompt"] for row in rows], seeds)
 
     listener = load_classifier()
     guesses: dict[str, list[np.ndarray]] = {name: [] for name in CLASSES}
@@ -114,6 +108,7 @@ def main(config: Config) -> None:
 
     distances: dict[str, float] = {}
     ceiling: dict[str, float] = {}
+    codec_quality: dict[str, float] = {}
     if config.composed is not None:
         shards, render_records = load_composed(config.composed / "test")
         ceiling = accuracy(listener, shards, render_records)
@@ -123,9 +118,18 @@ def main(config: Config) -> None:
         distances = {
             "generated": frechet_distance(embed(wav), reference),
             "other renders": frechet_distance(other, reference),
-            "shuffled latents": frechet_distance(embed(shuffled_latents(config.backbone, wav)), reference),
-            "white noise": frechet_distance(embed(noise.clamp(-1, 1)), reference),
         }
+        try:
+            codec = BackboneCodec(backbone)
+        except TypeError as error:
+            print(f"codec: not measured, {error}")
+        else:
+            target = renders[: 8 if config.quick else config.num_reconstructed]
+            codec_quality = reconstruction_quality(codec.through(target, SAMPLE_RATE), target)
+            codec_quality["num_clips"] = len(target)
+            name = "shuffled codes" if codec.writes_tokens else "shuffled latents"
+            distances[name] = frechet_distance(embed(codec.shuffled(wav, SAMPLE_RATE)), reference)
+        distances["white noise"] = frechet_distance(embed(noise.clamp(-1, 1)), reference)
 
     machine = describe_machine()
     print(f"{config.backbone}: {len(records)} unseen prompts x {repeats} seeds on {machine}")
@@ -138,6 +142,9 @@ def main(config: Config) -> None:
         )
     for name, value in distances.items():
         print(f"Frechet distance to held-out renders, {name}: {value:.2f}")
+    if codec_quality:
+        print(f"codec on {codec_quality['num_clips']} held-out renders: multi-resolution STFT distance ", end="")
+        print(f"{codec_quality['stft']:.3f}, SI-SDR {codec_quality['si_sdr']:.2f} dB")
     print(f"real-time factor at batch {config.batch_size}: {real_time:.2f} s of audio per second")
     if config.output:
         results = {
@@ -147,6 +154,7 @@ def main(config: Config) -> None:
             "following": following,
             "listener_on_renders": ceiling,
             "frechet_distance": distances,
+            "codec": codec_quality,
             "real_time_factor": real_time,
         }
         config.output.write_text(json.dumps(results, indent=1) + "\n")

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from attribute_classifier import RELIABLE, load_classifier
+from attribute_classifier import RELIABLE, SAMPLE_RATE, load_classifier
 from machine import describe_machine
 from tqdm import tqdm
 
 from alignment import load_backbone
 from alignment.statistics import expected_best_of_n
-from tunejury import load_reward
+from tunejury import convert_audio, load_reward
 
 PROMPTS = Path(__file__).parent / "prompts" / "gain.jsonl"
 
@@ -59,7 +59,8 @@ def main(config: Config) -> None:
         )
         with torch.inference_mode():
             rewards.append(judge(wav, backbone.sample_rate, [record["prompt"]] * count).numpy())
-        heard = listener.probability(wav.mean(1), [record["attributes"]] * count)
+        mono = convert_audio(wav, backbone.sample_rate, SAMPLE_RATE, 1)[:, 0]
+        heard = listener.probability(mono, [record["attributes"]] * count)
         agreement.append(np.stack([heard[name] for name in RELIABLE], axis=1))
     reward, heard_all = np.stack(rewards), np.stack(agreement)  # [P, N], [P, N, attributes]
 

@@ -122,8 +122,12 @@ def draw_curves(results: dict[str, Any], path: Path) -> None:
     grid = figure.subplots(len(results), len(judges), squeeze=False)
     for row, (backbone, result) in zip(grid, results.items(), strict=True):
         for axes, name in zip(row, judges, strict=True):
-            axes.plot(range(1, len(result["curves"][name]) + 1), result["curves"][name], marker=".")
-            axes.set(title=f"{backbone}: {name.replace('_', ' ')}", xlabel="N, kept by the reward", xscale="log")
+            curve = result["curves"][name]
+            axes.plot(range(1, len(curve) + 1), curve, marker=".")
+            axes.set(title=f"{Path(backbone).name}: {name.replace('_', ' ')}", xlabel="N, kept by the reward")
+            axes.set_xscale("log", base=2)
+            ticks = [2**power for power in range(len(curve).bit_length())]
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
     figure.savefig(path)
 
 

@@ -24,10 +24,12 @@ import tyro
 from kept import work_folder
 from machine import describe_machine
 
+from alignment import load_backbone
 from tunejury.loading import KNOWN_REWARDS
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "expert_iteration.py"
-QUICK = ("--num-candidates", "2", "--num-evaluation-seeds", "2", "--num-steps", "5", "--num-inference-steps", "4")
+QUICK = ("--num-candidates", "2", "--num-evaluation-seeds", "2", "--num-steps", "5", "--keep-fraction", "0.5")
+QUICK_DIFFUSION, QUICK_TOKENS = ("--num-inference-steps", "4"), ("--duration", "2")
 QUICK_PROMPTS = 4  # of either kind; an expert of each
 
 
@@ -50,7 +52,7 @@ class Config:
     """One and two processes drawing candidates, instead of the gain."""
     output: Path | None = None
     quick: bool = False
-    """1 round, 4 prompts of 2 candidates, 4 denoising steps, 5 training steps."""
+    """1 round, 4 prompts of 2 candidates, 4 denoising steps or clips of 2 s, 5 training steps."""
 
 
 def run_recipe(config: Config, folder: Path, *flags: str, num_processes: int = 0) -> float:
@@ -74,7 +76,8 @@ def run_recipe(config: Config, folder: Path, *flags: str, num_processes: int = 0
             lines = (RECIPE.parent / "prompts" / f"{kind}.txt").read_text().splitlines()[:QUICK_PROMPTS]
             file.write_text("\n".join(lines) + "\n")
             command += [flag, str(file)]
-        command += [*QUICK, "--keep-fraction", "0.5"]
+        writes_tokens = load_backbone(config.backbone, device="cpu").defaults.num_inference_steps is None
+        command += [*QUICK, *(QUICK_TOKENS if writes_tokens else QUICK_DIFFUSION)]
     started = time.perf_counter()
     done = subprocess.run([*command, *shlex.split(config.more), *flags], env=environment, check=False)
     if done.returncode:

@@ -148,18 +148,22 @@ def measure_teacher(judge: RewardModel, tracks: list[tuple[dict[str, str], NDArr
 
 
 def measure_faults(judge: RewardModel, wavs: list[torch.Tensor], what: str, quick: bool) -> dict[str, Any]:
-    """Share of clips whose clean version beats the degraded one."""
+    """Share of clips whose clean version beats the degraded one, and of the steps down the ladder (clean, mild,
+    moderate, strong) that cost reward."""
     clean = score(judge, wavs)
     strengths = ("moderate",) if quick else STRENGTHS
+    columns = strengths if quick else (*strengths, "steps in order")
     table: dict[str, dict[str, float]] = {}
     print(f"\nClean over degraded, {len(wavs)} {what}")
-    print(f"| fault | {' | '.join(strengths)} |\n|---|{'---|' * len(strengths)}")
+    print(f"| fault | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for kind in DEGRADATIONS:
-        table[kind] = {}
+        rungs = [clean]
         for strength in strengths:
-            spoiled = score(judge, [degrade(wav, kind, strength, seed) for seed, wav in enumerate(wavs)])
-            table[kind][strength] = float((clean > spoiled).mean())
-        print(f"| {kind} | " + " | ".join(f"{table[kind][s]:.3f}" for s in strengths) + " |", flush=True)
+            rungs.append(score(judge, [degrade(wav, kind, strength, seed) for seed, wav in enumerate(wavs)]))
+        rates = [float((clean > spoiled).mean()) for spoiled in rungs[1:]]
+        rates.append(float(np.mean([better > worse for better, worse in zip(rungs, rungs[1:], strict=False)])))
+        table[kind] = dict(zip(columns, rates, strict=False))
+        print(f"| {kind} | " + " | ".join(f"{rate:.3f}" for rate in table[kind].values()) + " |", flush=True)
     return table
 
 
@@ -191,6 +195,13 @@ def measure_prompts(judge: RewardModel, wavs: list[torch.Tensor], records: list[
     return table
 
 
+def write(path: Path | None, results: dict[str, Any]) -> None:
+    """After every part, so that a measurement that is cut off leaves what it had."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def main(config: Config) -> None:
     judge = load_reward(config.reward, device="cpu")
     print(f"{config.reward} on {describe_machine()}")
@@ -199,6 +210,7 @@ def main(config: Config) -> None:
     tracks = load_teacher(config)
     if tracks:
         results["teacher"] = measure_teacher(judge, tracks[: len(tracks) // 2] if config.quick else tracks)
+        write(config.output, results)
         each = max(1, count // len(tracks))
         windows = []
         for _, audio in tracks[:count]:
@@ -206,6 +218,7 @@ def main(config: Config) -> None:
                 windows.append(to_wav(audio[int(start) : int(start) + 10 * SAMPLE_RATE]))
         loud = [wav for wav in windows if wav.square().mean().sqrt() > 1e-3 and len(wav) > SAMPLE_RATE]
         results["faults_teacher"] = measure_faults(judge, loud, "windows of teacher tracks", config.quick)
+        write(config.output, results)
     shards = sorted(config.composed.glob("shard-*.npy"))
     if not shards:
         print(f"skipped: faults and prompts on composed clips (no shard-*.npy in {config.composed})")
@@ -218,10 +231,9 @@ def main(config: Config) -> None:
             clips += [to_wav(pcm) for pcm in np.load(shard, mmap_mode="r")[: count - len(clips)]]
             records += lines[: len(clips) - len(records)]
         results["faults_composed"] = measure_faults(judge, clips, "composed clips", config.quick)
+        write(config.output, results)
         results["prompts"] = measure_prompts(judge, clips, records)
-    if config.output:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(json.dumps(results, indent=1) + "\n")
+    write(config.output, results)
 
 
 if __name__ == "__main__":

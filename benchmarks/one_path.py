@@ -1,5 +1,5 @@
 """File, array, batch and gradient path of the released judge give one reward, its gradient is the slope, and a tone at
-12 kHz moves the reward under `release` and not under `training`.
+12 kHz is heard by CLAP under `release` and not under `training`.
 
 python benchmarks/one_path.py --output one_path.json
 
@@ -13,7 +13,7 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import tyro
@@ -21,6 +21,8 @@ from machine import describe_machine
 from random_judge import Size, clip, released_config, spread_rewards
 
 from tunejury import RewardModel, save_audio
+from tunejury.encoders import AudioEncoder
+from tunejury.protocol import get_protocol, hear, listen
 from tunejury.scoring import score_files
 
 RATE = 44_100
@@ -80,17 +82,18 @@ def compare_paths(judge: RewardModel, wavs: torch.Tensor, folder: Path) -> list[
 
 
 def compare_tone(judge: RewardModel, wav: torch.Tensor) -> dict[str, Any]:
-    """How far a faded tone moves the reward of a clip in noise, which covers what resamplers leave of the tone."""
+    """How far a faded tone in noise moves CLAP's embedding; MERT hears the same under both, to the end of its band."""
     samples = wav.shape[-1]
-    wav = 0.5 * wav + 0.05 * torch.randn_like(wav)
+    wav = (0.5 * wav + 0.05 * torch.randn_like(wav))[None]
     time = torch.arange(samples, device=wav.device) / RATE
     tone = 0.05 * torch.hann_window(samples, device=wav.device) * torch.sin(2 * torch.pi * TONE * time)
-    moved = {}
+    clap, moved = cast(AudioEncoder, judge.encoders["clap-audio"]), {}
     for name in ("release", "training"):
-        listener = judge.with_protocol(name)
+        hearing = get_protocol(name).hearing("clap-audio")
         with torch.inference_mode():
-            moved[name] = abs(float(listener((wav + tone)[None], RATE)) - float(listener(wav[None], RATE)))
-    what = f"tone at 12 kHz under `training`; under `release` it moves the reward by {moved['release']:.1e}"
+            with_tone, without = (listen(clap, hear(x, RATE, clap, hearing), hearing) for x in (wav + tone, wav))
+            moved[name] = float((with_tone - without).norm() / without.norm())
+    what = f"CLAP, a tone at 12 kHz under `training`; under `release` it moves the embedding by {moved['release']:.1e}"
     return {"what": what, "value": moved["training"], "limit": TONE_SHARE * moved["release"]}
 
 

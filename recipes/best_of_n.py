@@ -48,7 +48,8 @@ class Arguments:
     reward: str = "compact"
     """Judge: a known name, a directory made by save_pretrained, or a hub id."""
     held_out_reward: str | None = None
-    """A second judge, whose rewards stand beside and never select."""
+    """A second judge, whose rewards stand beside and never select; none for none. If not given: compact-b where
+    compact selects and compact-b is there."""
     protocol: str | None = None
     """What the judge hears of a clip; the judge's own protocol if not given."""
     duration: float | None = None
@@ -98,6 +99,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
 
     from alignment import load_backbone
     from tunejury import load_audio, load_reward, save_audio
+    from tunejury.loading import held_out_reward
     from tunejury.side_metrics import Hearing
 
     device = own_device(arguments.device, processes)
@@ -106,8 +108,9 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     side = {"clap_score": hearing.clap_score} if hearing.clap_score else {}
     info = {"reward": {"name": reward.config.name, "licenses": reward.licenses()}, "protocol": reward.protocol}
     info |= {"embedding": f"audio encoders of {reward.config.name}", "side": {}}
-    if arguments.held_out_reward is not None:
-        other = side["held_out_reward"] = load_reward(arguments.held_out_reward, device=device)
+    watching = held_out_reward(arguments.held_out_reward, arguments.reward)
+    if watching is not None:
+        other = side["held_out_reward"] = load_reward(watching, device=device)
         info["side"]["held_out_reward"] = {"name": other.config.name, "licenses": other.licenses()}
         info["side"]["held_out_reward"]["protocol"] = other.protocol
     # the judge's encoders hear one channel: an hour of eight channels is mixed down as it is read

@@ -30,7 +30,6 @@ from tunejury.command_line import read_flags
 from tunejury.errors import InputError as JudgeInputError
 
 DEFAULT_PROMPTS = Path(__file__).parent / "prompts" / "default.txt"
-HELD_OUT = {"compact": "compact-b"}  # judge that is optimised -> one that was trained apart from it
 CONTROLS = ("intensity=", "melody=")
 
 
@@ -79,7 +78,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     from alignment.ditto import check_latent_backbone
     from tunejury import load_audio, load_reward, save_audio
     from tunejury.clap_score import load_clap_score
-    from tunejury.loading import KNOWN_REWARDS
+    from tunejury.loading import held_out_reward
     from tunejury.side_metrics import Hearing
 
     device = own_device(arguments.device, processes)
@@ -97,9 +96,8 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     parts = {name: load(name) for name in weights}
     judges = {name: part for name, part in parts.items() if not name.startswith(CONTROLS)}
     objective = WeightedSum({name: (part, weights[name]) for name, part in parts.items()})
-    other = arguments.held_out_reward or HELD_OUT.get(next(iter(weights)))
-    wanted = other != "none" and (arguments.held_out_reward is not None or other in KNOWN_REWARDS)
-    held_out = load(other) if wanted else None
+    other = held_out_reward(arguments.held_out_reward, next(iter(weights)))
+    held_out = None if other is None else load(other)
     hearing = Hearing(next(iter(judges.values()))) if judges else None
     side: dict[str, Any] = parts if len(parts) > 1 else {}
     if hearing is not None and "clap-score" not in parts:

@@ -48,7 +48,8 @@ class Arguments:
     reward: str = "compact"
     """Judge: a known name, a directory made by save_pretrained, or a hub id."""
     held_out_reward: str | None = None
-    """A second judge, which never selects; a round that it finds worse than the base is not returned."""
+    """A second judge, which never selects; a round that it finds worse than the base is not returned. none for none;
+    if not given: compact-b where compact selects and compact-b is there."""
     protocol: str | None = None
     """What the judge hears of a clip; the judge's own protocol if not given."""
     reference_audio: Path | None = None
@@ -88,6 +89,7 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     from alignment import load_backbone
     from tunejury import load_audio, load_reward, save_audio
     from tunejury.distribution import frechet_distance
+    from tunejury.loading import held_out_reward
     from tunejury.side_metrics import Hearing
 
     device = own_device(arguments.device, processes)
@@ -96,8 +98,9 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     side: dict[str, Any] = {**hearing.matches}
     info = {"reward": {"name": reward.config.name, "licenses": reward.licenses()}, "protocol": reward.protocol}
     info |= {"embedding": f"audio encoders of {reward.config.name}", "side": {}}
-    if arguments.held_out_reward is not None:
-        other = side["held_out_reward"] = load_reward(arguments.held_out_reward, device=device)
+    watching = held_out_reward(arguments.held_out_reward, arguments.reward)
+    if watching is not None:
+        other = side["held_out_reward"] = load_reward(watching, device=device)
         info["side"]["held_out_reward"] = {"name": other.config.name, "licenses": other.licenses()}
     heard = partial(load_audio, channels=1)
     reference = None if files is None else embed_files(files, heard, hearing.embed)

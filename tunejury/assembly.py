@@ -76,7 +76,8 @@ def assemble_reward(
         raise InputError(f"the head takes {head.input_dim} values, the input blocks give {len(columns)}")
     widths = [layer.out_features for layer in head.net if isinstance(layer, nn.Linear)][:-1]
     dropout = next((layer.p for layer in head.net if isinstance(layer, nn.Dropout)), 0.0)
-    config = replace(config, name=name, license=license, head=HeadConfig(tuple(widths), dropout))
+    # the ensemble of the base says nothing about another head
+    config = replace(config, name=name, license=license, head=HeadConfig(tuple(widths), dropout), ensemble=0)
     with torch.random.fork_rng(devices=[]):  # the fresh weights are overwritten at once
         model = RewardModel(config)
     for encoder in config.encoders:

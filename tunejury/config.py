@@ -58,8 +58,12 @@ class RewardConfig:
     head: HeadConfig
     protocol: str = "release"
     """Name of the listening protocol the reward was made for."""
+    ensemble: int = 0
+    """Members of the ensemble that tells how sure it is; 0: it has none."""
 
     def __post_init__(self) -> None:
+        if self.ensemble < 0 or self.ensemble == 1:
+            raise InputError("an ensemble of one has no spread, expected 2 members or more, or 0 for none")
         modalities = {}
         for name, encoder in self.encoders.items():
             if not re.fullmatch(r"[\w-]+", name):
@@ -114,6 +118,7 @@ class RewardConfig:
                 dropout=_probability(head.get("dropout", 0.0), "dropout"),
             ),
             protocol=_text(top.get("protocol", "release"), "protocol"),
+            ensemble=_size(top.get("ensemble", 0), "ensemble", least=0),
         )
 
 
@@ -141,9 +146,9 @@ def _text(value: object, what: str) -> str:
     return value
 
 
-def _size(value: object, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
-        raise InputError(f"{what} holds {value!r:.60}, expected a whole number from 1 to {LARGEST_SIZE}")
+def _size(value: object, what: str, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST_SIZE:
+        raise InputError(f"{what} holds {value!r:.60}, expected a whole number from {least} to {LARGEST_SIZE}")
     return value
 
 

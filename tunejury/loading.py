@@ -48,6 +48,26 @@ KNOWN_REWARDS: Mapping[str, KnownReward] = {
 }
 
 
+# judge that is optimised -> one trained apart from it, which is not fooled by all that fools the first
+HELD_OUT_REWARDS: Mapping[str, str] = {"compact": "compact-b", "compact-b": "compact"}
+
+
+def held_out_reward(asked: str | None, reward: str | Path) -> str | None:
+    """Which judge watches over a run that another one drives.
+
+    Args:
+        asked: what the user wants: a judge, `none`, or None for the one that is shipped for the purpose.
+        reward: the judge that drives.
+
+    Returns:
+        What to give to `load_reward`; None for none.
+    """
+    if asked is None:
+        other = HELD_OUT_REWARDS.get(str(reward))
+        return other if other in KNOWN_REWARDS else None
+    return None if asked == "none" else asked
+
+
 def load_reward(
     name_or_path: str | Path = "compact",
     *,

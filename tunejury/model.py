@@ -6,11 +6,10 @@ There is one path. Scoring files, ranking candidates, optimising latents and mea
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +17,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tunejury.audio import check_sample_rate
 from tunejury.calibration import AnchorCalibration
 from tunejury.config import RewardConfig
 from tunejury.encoders import AudioEncoder, TextEncoder, build_encoder, encoder_kind
+from tunejury.ensemble import RewardEnsemble
 from tunejury.errors import InputError
 from tunejury.head import PromptMatch, RewardHead
-from tunejury.protocol import Hearing, get_protocol, hear, listen, listen_windows
+from tunejury.precision import full_precision, half_precision
+from tunejury.protocol import Hearing, check_clips, get_protocol, hear, listen, listen_windows
 from tunejury.saving import save_model
 
 
@@ -63,6 +63,7 @@ class RewardModel(nn.Module):
         for name in self._audio_encoders():
             self._protocol.hearing(self._kinds[name])
         self.head = RewardHead(config.input_dim, config.head.widths, config.head.dropout)
+        self.ensemble = RewardEnsemble(config.input_dim, config.ensemble) if config.ensemble else None
         self.requires_grad_(False)
         self.eval()
 
@@ -97,8 +98,8 @@ class RewardModel(nn.Module):
         the same name; the encoders' weights are too large to be read for it.
         """
         digest = hashlib.sha256(json.dumps(self.config.to_dict()["encoders"], sort_keys=True).encode())
-        for part in (self.products, self.head):
-            for name, tensor in part.state_dict().items():
+        for part in (self.products, self.head, self.ensemble):
+            for name, tensor in ({} if part is None else part.state_dict()).items():
                 digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
 
@@ -171,11 +172,48 @@ class RewardModel(nn.Module):
         Raises:
             InputError: a shape, type, rate or number of prompts is wrong, or `wav` holds NaN or infinite values.
         """
+        return self.reward(*self._encode(wav, sample_rate, prompts))
+
+    @property
+    def has_uncertainty(self) -> bool:
+        """Whether the judge comes with an ensemble, and so can say how sure it is."""
+        return self.ensemble is not None
+
+    def uncertainty(self, wav: Tensor, sample_rate: int, prompts: Sequence[str] | None = None) -> Tensor:
+        """How unsure the judge is of each clip's reward: the standard deviation [B] of its ensemble's rewards.
+
+        Of `compact` the members are fits of the unprompted quality to other collections of training data, so prompts
+        do not change it, and what all members get wrong does not show; its card says how errors grow with it.
+
+        Arguments and errors as for `forward`.
+
+        Raises:
+            InputError: also if the judge has no ensemble.
+        """
+        self._need_ensemble()
+        return self.embedded_uncertainty(*self._encode(wav, sample_rate, prompts))
+
+    def embedded_uncertainty(self, audio: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> Tensor:
+        """The uncertainty [B] from embeddings, as `reward` gives the reward."""
+        with full_precision(self.device):
+            spread = self._need_ensemble().spread(self.features(audio, text))
+            return spread if self._calibration is None else spread * abs(self._calibration["scale"])
+
+    def _need_ensemble(self) -> RewardEnsemble:
+        if self.ensemble is None:
+            raise InputError(
+                f"{self.config.name} has no ensemble to tell its uncertainty by (has_uncertainty is False)"
+            )
+        return self.ensemble
+
+    def _encode(
+        self, wav: Tensor, sample_rate: int, prompts: Sequence[str] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         audio = self.encode_audio(wav, sample_rate)
         prompts = [""] * len(wav) if prompts is None else prompts
         if not isinstance(prompts, str) and len(prompts) != len(wav):
             raise InputError(f"expected one prompt per clip, got {len(prompts)} prompts for {len(wav)} clips")
-        return self.reward(audio, self.encode_prompts(prompts))
+        return audio, self.encode_prompts(prompts)
 
     def encode_audio(self, wav: Tensor, sample_rate: int) -> dict[str, Tensor]:
         """Embedding [B, dim] of each audio encoder by its name; arguments and errors as for `forward`."""
@@ -223,14 +261,8 @@ class RewardModel(nn.Module):
     def _listen(
         self, wav: Tensor, sample_rate: int, embed: Callable[[AudioEncoder, Tensor, Hearing], Tensor]
     ) -> dict[str, Tensor]:
-        if not isinstance(wav, Tensor) or wav.ndim != 3 or 0 in wav.shape or not wav.is_floating_point():
-            got = f"{wav.dtype} {list(wav.shape)}" if isinstance(wav, Tensor) else type(wav).__name__
-            raise InputError(f"expected wav [B, C, T] of floating-point numbers with samples in it, got {got}")
-        sample_rate = check_sample_rate(sample_rate)
-        # one pass without a copy: a NaN or an infinity survives the sum
-        if not torch.isfinite(wav.detach().sum(dtype=torch.float32)):
-            raise InputError("wav holds NaN or infinite samples, expected finite ones nominally within [-1, 1]")
-        with self._full_precision():
+        sample_rate = check_clips(wav, sample_rate)
+        with full_precision(self.device):
             wav = wav.to(self.device, self.dtype)
             # encoders that hear alike at one rate share the resampled clip
             heard: dict[tuple[int, int | None, bool | None], Tensor] = {}
@@ -240,7 +272,7 @@ class RewardModel(nn.Module):
                 key = (encoder.sample_rate, hearing.through_rate, hearing.limit)
                 if key not in heard:
                     heard[key] = hear(wav, sample_rate, encoder, hearing)  # [B, T]
-                with self._encoder_precision():
+                with half_precision(self.device, self._half_precision):
                     embeddings[name] = embed(encoder, heard[key], hearing).to(self.dtype)
         return embeddings
 
@@ -254,7 +286,7 @@ class RewardModel(nn.Module):
             raise InputError(f"expected a list of prompts (text, empty for none), got {prompts!r:.80}")
         distinct = list(dict.fromkeys(prompts))  # the candidates of one prompt share its embedding
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], dtype=torch.long, device=self.device)
-        with self._full_precision(), self._encoder_precision():
+        with full_precision(self.device), half_precision(self.device, self._half_precision):
             return {
                 name: cast(TextEncoder, encoder)(distinct)[rows].to(self.dtype)
                 for name, encoder in self.encoders.items()
@@ -283,7 +315,7 @@ class RewardModel(nn.Module):
 
     def reward(self, audio: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> Tensor:
         """Reward [B] from embeddings, which a caller may have kept; `forward` is the same from a waveform."""
-        with self._full_precision():
+        with full_precision(self.device):
             rewards = self.head(self.features(audio, text))
             if self._calibration is None:
                 return rewards
@@ -312,23 +344,3 @@ class RewardModel(nn.Module):
             for name, encoder in self.encoders.items()
             if self._modalities[name] == "audio"
         }
-
-    @contextlib.contextmanager
-    def _full_precision(self) -> Iterator[None]:
-        """Compute in the model's own precision whatever the caller has switched on: candidates closer together than
-        half precision, or the shortened float32 of a GPU's products and convolutions, can tell apart must still be
-        ranked.
-        """
-        products = torch.get_float32_matmul_precision()
-        with contextlib.ExitStack() as stack:
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, products)
-            stack.enter_context(torch.autocast(self.device.type, enabled=False))
-            if self.device.type == "cuda":
-                stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
-            yield
-
-    def _encoder_precision(self) -> contextlib.AbstractContextManager[Any]:
-        if self._half_precision is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self._half_precision)

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from tunejury.audio import convert_audio, window_starts
+from tunejury.audio import check_sample_rate, convert_audio, window_starts
 from tunejury.encoders import AudioEncoder, FrameEncoder
 from tunejury.errors import InputError
 
@@ -91,6 +91,7 @@ PROTOCOLS: Mapping[str, ListeningProtocol] = {
         version=1,
         hearings={
             "compact-audio": _WINDOWS,
+            "patch-audio": _WINDOWS,
             "clap-audio": Hearing(windows="centre", window_seconds=10.0, pooling="mean", limit=True),
             "mert": _WHOLE,
             "muq-audio": _WRAPPED,
@@ -127,6 +128,23 @@ def get_protocol(name: str) -> ListeningProtocol:
     if name not in PROTOCOLS:
         raise InputError(f"unknown protocol {name!r}, expected one of: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
+
+
+def check_clips(wav: Tensor, sample_rate: int) -> int:
+    """The sample rate of a batch that can be heard.
+
+    Raises:
+        InputError: `wav` is no floating-point [B, C, T], has no samples or holds NaN or infinite ones, or the rate is
+            none.
+    """
+    if not isinstance(wav, Tensor) or wav.ndim != 3 or 0 in wav.shape or not wav.is_floating_point():
+        got = f"{wav.dtype} {list(wav.shape)}" if isinstance(wav, Tensor) else type(wav).__name__
+        raise InputError(f"expected wav [B, C, T] of floating-point numbers with samples in it, got {got}")
+    sample_rate = check_sample_rate(sample_rate)
+    # one pass without a copy: a NaN or an infinity survives the sum
+    if not torch.isfinite(wav.detach().sum(dtype=torch.float32)):
+        raise InputError("wav holds NaN or infinite samples, expected finite ones nominally within [-1, 1]")
+    return sample_rate
 
 
 def hear(wav: Tensor, sample_rate: int, encoder: AudioEncoder, hearing: Hearing) -> Tensor:

@@ -21,8 +21,8 @@ class Hearing:
     def __init__(self, model: RewardModel) -> None:
         self.model = model
         self._last: tuple[Tensor, int, dict[str, Tensor]] | None = None
-        if hasattr(model, "uncertainty"):
-            self.uncertainty = model.uncertainty
+        if model.has_uncertainty:  # drivers ask for the attribute
+            self.uncertainty = self._uncertainty
         names = {encoder["kind"]: name for name, encoder in model.config.encoders.items()}
         self._clap = names.get("clap-audio", ""), names.get("clap-text", "")
 
@@ -30,6 +30,11 @@ class Hearing:
         """The judge's reward [B] without gradient; arguments and errors as for `RewardModel.forward`."""
         with torch.no_grad():
             return self.model.reward(self._hear(wav, sample_rate), self.model.encode_prompts(prompts))
+
+    def _uncertainty(self, wav: Tensor, sample_rate: int, prompts: Sequence[str]) -> Tensor:
+        """The judge's uncertainty [B]; arguments and errors as for `RewardModel.uncertainty`."""
+        with torch.no_grad():
+            return self.model.embedded_uncertainty(self._hear(wav, sample_rate), self.model.encode_prompts(prompts))
 
     @property
     def prompt_match(self) -> Callable[[Tensor, int, Sequence[str]], Tensor] | None:

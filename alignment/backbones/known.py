@@ -29,8 +29,10 @@ class ShippedBackbone:
     license: str
 
 
+_WEIGHTS = Path(__file__).parent.parent / "weights"
 SHIPPED = {
-    "compact-flow": ShippedBackbone(Path(__file__).parent.parent / "weights" / "compact-flow", "Apache-2.0"),
+    "compact-flow": ShippedBackbone(_WEIGHTS / "compact-flow", "Apache-2.0"),
+    "compact-musicgen": ShippedBackbone(_WEIGHTS / "compact-musicgen", "Apache-2.0"),
 }
 
 # pipeline class named in model_index.json -> the backbone that runs it

@@ -44,6 +44,33 @@ def delayed(codes: Tensor, delays: Sequence[int], pad: int) -> Tensor:
     return late
 
 
+def token_losses(decoder: Any, codes: Tensor, states: Tensor, mask: Tensor | None) -> Tensor:
+    """Cross-entropy of each clip's tokens given what the decoder hears of a prompt.
+
+    Args:
+        decoder: MusicgenForCausalLM or MusicgenMelodyForCausalLM.
+        codes: tokens [B, K, T], T above the longest delay.
+        states, mask: as in a `Condition`, of B rows.
+
+    Returns:
+        loss [B], in nats per token, mean over codebooks.
+    """
+    config, pad = decoder.config, int(decoder.config.pad_token_id)
+    delays = [k // int(config.audio_channels) for k in range(int(config.num_codebooks))]
+    targets = delayed(codes.to(decoder.device), delays, pad)
+    inputs = torch.cat([torch.full_like(targets[..., :1], pad), targets[..., :-1]], dim=-1)
+    hidden = decoder.model(
+        input_ids=inputs.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
+    ).last_hidden_state[:, -targets.shape[-1] :]
+    # one codebook at a time: logits of all at once are the largest tensor of a training step
+    of_codebooks = []
+    for k, head in enumerate(decoder.lm_heads):
+        own = targets[:, k].masked_fill(targets[:, k] == pad, -100)
+        nats = cross_entropy(head(hidden).float().transpose(1, 2), own, ignore_index=-100, reduction="none")
+        of_codebooks.append(nats.sum(dim=-1) / (own != -100).sum(dim=-1))
+    return torch.stack(of_codebooks).mean(dim=0)
+
+
 def training_loss(
     backbone: MusicgenBackbone,
     prompts: Sequence[str],
@@ -75,9 +102,6 @@ def training_loss(
             f"codes have shape {list(codes.shape)}; expected [{len(prompts)}, {len(delays)}, frames] with more than "
             f"{max(delays)} frames"
         )
-    pad = int(config.pad_token_id)
-    targets = delayed(codes.to(decoder.device), delays, pad)
-    inputs = torch.cat([torch.full_like(targets[..., :1], pad), targets[..., :-1]], dim=-1)
     if isinstance(generator, Sequence):
         dropped = torch.cat([torch.rand(1, generator=own) for own in generator]) < condition_dropout
     else:
@@ -87,19 +111,8 @@ def training_loss(
         # the second half has no prompt
         chosen = torch.arange(len(rows)) + len(rows) * dropped[rows]
         heard = condition.select(chosen.to(decoder.device))
-        hidden = decoder.model(
-            input_ids=inputs[rows].flatten(0, 1),
-            encoder_hidden_states=heard.states,
-            encoder_attention_mask=heard.mask,
-            use_cache=False,
-        ).last_hidden_state[:, -targets.shape[-1] :]
-        # one codebook at a time: logits of all at once are the largest tensor of a training step
-        of_codebooks = []
-        for k, head in enumerate(decoder.lm_heads):
-            own = targets[rows, k].masked_fill(targets[rows, k] == pad, -100)
-            nats = cross_entropy(head(hidden).float().transpose(1, 2), own, ignore_index=-100, reduction="none")
-            of_codebooks.append(nats.sum(dim=-1) / (own != -100).sum(dim=-1))
-        losses = losses.index_copy(0, torch.tensor(rows, device=losses.device), torch.stack(of_codebooks).mean(dim=0))
+        own = token_losses(decoder, codes[rows], heard.states, heard.mask)
+        losses = losses.index_copy(0, torch.tensor(rows, device=losses.device), own)
     return losses
 
 

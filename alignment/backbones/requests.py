@@ -14,6 +14,8 @@ from alignment.errors import InputError, NonFiniteAudioError
 from alignment.interfaces import GenerationSettings, TokenSettings
 
 MAX_SEED = 2**63 - 1
+# far above what is of use (a family's own is 1 to 7), far below where float32 numbers end
+MAX_GUIDANCE_SCALE = 1_000.0
 # a draft shorter than this says little of the clip it begins
 MIN_DRAFT_SECONDS = 1.0
 
@@ -53,13 +55,16 @@ def check_duration_and_guidance(
 ) -> None:
     """
     Raises:
-        InputError: a duration that is not positive or longer than the model goes, or a negative guidance scale.
+        InputError: a duration that is not positive or longer than the model goes, or a guidance scale that is negative
+            or above MAX_GUIDANCE_SCALE.
     """
     if not is_number(duration) or not 1 <= duration * sample_rate <= max_duration * sample_rate:
         longest = "" if math.isinf(max_duration) else f" and up to {max_duration:g} s"
         raise InputError(f"duration is {duration} s; {name} makes clips longer than 0{longest}")
-    if not is_number(guidance) or guidance < 0:
-        raise InputError(f"guidance_scale is {guidance}; expected a finite number of at least 0 (1: no guidance)")
+    if not is_number(guidance) or not 0 <= guidance <= MAX_GUIDANCE_SCALE:
+        raise InputError(
+            f"guidance_scale is {guidance}; expected a number from 0 to {MAX_GUIDANCE_SCALE:g} (1: no guidance)"
+        )
 
 
 def checked_settings(

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from corruptions import CORRUPTIONS, mild_change
 from judge_data import SAMPLE_RATE, ComposedClips, Track, crop
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-
-from tunejury.encoders.compact import CompactAudioEncoder
 
 WINDOW = 10 * SAMPLE_RATE  # samples; what the judge hears at a time
 TAGGER_WINDOW = 187 * 256  # samples; what the tagging network hears at a time
@@ -83,7 +81,7 @@ def _tagged(targets: Path, tracks: list[Track], clips: ComposedClips, write: _Wr
 
 
 class _Writer:
-    def __init__(self, encoder: CompactAudioEncoder, batch: int = 32) -> None:
+    def __init__(self, encoder: nn.Module, batch: int = 32) -> None:
         self.encoder, self.batch = encoder, batch
 
     @torch.no_grad()
@@ -101,7 +99,7 @@ class _Writer:
 
 
 def build_cache(
-    encoder: CompactAudioEncoder, tracks: list[Track], clips: ComposedClips, targets: Path, windows: int,
+    encoder: nn.Module, tracks: list[Track], clips: ComposedClips, targets: Path, windows: int,
     num_clips: int, seed: int,
 ) -> Cache:  # fmt: skip
     """Draw windows and faults, and embed them. `tracks` may hold test tracks: the fit must not use their rows."""
@@ -142,7 +140,7 @@ def build_cache(
 
 
 def load_or_build(
-    path: Path, encoder: CompactAudioEncoder, tracks: list[Track], clips: ComposedClips, targets: Path, windows: int,
+    path: Path, encoder: nn.Module, tracks: list[Track], clips: ComposedClips, targets: Path, windows: int,
     num_clips: int, seed: int,
 ) -> Cache:  # fmt: skip
     """The cache at `path`, made if it is not there; delete the file after another pretraining."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from judge_cache import Cache
 from judge_data import ComposedClips, Track
-from judge_quality import add_quality
+from judge_quality import QualityConfig, add_quality
 from pretrain_judge import Pretraining, contrast, shorten
 from prompt_words import near_miss, training_prompt
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class FitConfig:
     development prompts, within what chance allows. The unprompted reward does not change."""
     tracks: int = 64
     clips: int = 64
+    quality: QualityConfig = field(default_factory=QualityConfig)
     seed: int = 0
 
 
@@ -139,7 +140,7 @@ def fit(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     rewards = torch.tensor([track.reward for track in tracks])
-    add_quality(pretrained, cache, rewards, rows)
+    add_quality(pretrained, cache, tracks, rows, config.quality)
     judge = Judge(pretrained, config).train()
     text_parameters = list(judge.text.parameters())
     judge.audio.requires_grad_(False)  # 257 rewards are too few to change what it hears: it learns them by heart

@@ -5,6 +5,7 @@ attributes, the prompt among others and against a near miss, the kind of a corru
 track is heard.
 
     python recipes/compact/pretrain_judge.py --teacher-dir DIR --data-dir data/compact --minutes 25
+    python recipes/compact/pretrain_judge.py --teacher-dir DIR --judge compact-b --seed 1 --clip-share 0.7 --minutes 55
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ from tunejury.encoders.compact import (
     CompactTextEncoder,
     split_words,
 )
+from tunejury.encoders.patch_audio import PatchAudioConfig, PatchAudioEncoder
 from tunejury.head import PromptMatch
 
 FRAME = 187 * 256  # samples of one window of the tagging network
@@ -39,6 +42,21 @@ KINDS = list(CORRUPTIONS)
 INSTRUMENTS, GENRES, STYLES = list(INSTRUMENT_WORDS), list(GENRE_WORDS), list(DRUM_WORDS)
 TEMPO_BINS = 24  # twelve to the octave, from 48 beats per minute
 DROPOUT = 0.15  # of the pooled statistics
+JudgeName = Literal["compact", "compact-b"]
+
+
+def fresh_encoders(judge: JudgeName, vocabulary: tuple[str, ...]) -> tuple[Any, CompactTextEncoder]:
+    """Audio and text encoder of a shipped judge, untrained."""
+    if judge == "compact":
+        text = CompactTextConfig(vocabulary=vocabulary)
+        return CompactAudioEncoder(CompactAudioConfig()), CompactTextEncoder(text)
+    text = CompactTextConfig(vocabulary=vocabulary, width=96, ngram_buckets=2048)
+    return PatchAudioEncoder(PatchAudioConfig()), CompactTextEncoder(text)
+
+
+def checkpoint_path(data_dir: Path, judge: JudgeName) -> Path:
+    """Where the pretrained encoders of a judge are kept."""
+    return data_dir / f"pretrained-{judge}.pt"
 
 
 @dataclass(frozen=True)
@@ -49,12 +67,18 @@ class Config:
     """Folder with teacher.csv and midi/."""
     data_dir: Path = Path("data/compact")
     """Holds teacher/ (renders), composed/ and targets/; the checkpoint goes here too."""
+    judge: JudgeName = "compact"
+    """Whose encoders; the two are built differently."""
     minutes: float = 25.0
     clips: int = 24
     """Clean clips per step of each source (composed, teacher); corrupted ones come on top."""
+    clip_share: float = 1.0
+    """Share of the composed clips that is drawn from, chosen by the seed: two judges should not learn the same ones."""
     learning_rate: float = 2e-3
     seed: int = 0
     device: str = "cpu"
+    threads: int | None = None
+    """CPU threads; torch's own choice if not given."""
 
 
 class Pretraining(nn.Module):
@@ -63,10 +87,9 @@ class Pretraining(nn.Module):
     feature_mean: Tensor
     feature_std: Tensor
 
-    def __init__(self, vocabulary: tuple[str, ...], targets: int) -> None:
+    def __init__(self, judge: JudgeName, vocabulary: tuple[str, ...], targets: int) -> None:
         super().__init__()
-        self.audio = CompactAudioEncoder(CompactAudioConfig())
-        self.text = CompactTextEncoder(CompactTextConfig(vocabulary=vocabulary))
+        self.audio, self.text = fresh_encoders(judge, vocabulary)
         self.match = PromptMatch(self.audio.dim, self.text.dim)
         self.log_scale = nn.Parameter(torch.tensor(2.0))
         self.register_buffer("feature_mean", torch.zeros(targets))  # of the tagging network's features
@@ -112,6 +135,8 @@ class Batches:
     def __init__(self, config: Config, tracks: list[Track], clips: ComposedClips, targets: Path) -> None:
         self.tracks, self.clips, self.size = tracks, clips, config.clips
         self.rng = np.random.default_rng((config.seed, int(time.time())))
+        chosen = np.random.default_rng(config.seed).permutation(len(clips))
+        self.chosen = chosen[: max(1, round(config.clip_share * len(clips)))]
         paths = sorted(targets.glob("[0-9]*.npz"))
         rounds = [np.load(path) for path in paths]
         self.kind, self.index, self.targets = (np.concatenate([r[key] for r in rounds]) for key in ("kind", "idx", "T"))
@@ -120,6 +145,7 @@ class Batches:
         self.windows = np.isfinite(flat[:, :, 0]).sum(1)
         self.mean, self.std = np.nanmean(flat, (0, 1)), np.nanstd(flat, (0, 1)) + 1e-3
         self.rows = [np.flatnonzero(self.kind == kind) for kind in (0, 1, 2)]
+        self.rows[1] = self.rows[1][np.isin(self.index[self.rows[1]], self.chosen)]
 
     def _spoil(self, wav: np.ndarray, length: int) -> tuple[np.ndarray, int]:
         kind = int(self.rng.integers(len(KINDS)))
@@ -145,7 +171,7 @@ class Batches:
         changed = count // 2 if len(self.rows[2]) else 0
         for source in [1] * count + [0] * count + [2] * changed:
             if source == 1 and rng.random() < 0.6:  # a clip without features of the tagging network
-                clip = int(rng.integers(len(self.clips)))
+                clip = int(rng.choice(self.chosen))
                 start = int(rng.integers(0, 128_000 - length + 1))
                 long, target = crop(self.clips.audio[clip], start, int(1.06 * length)), unknown
             else:
@@ -229,13 +255,15 @@ def build_vocabulary(clips: ComposedClips, tracks: list[Track]) -> tuple[str, ..
 
 def main(config: Config) -> None:
     torch.manual_seed(config.seed)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     tracks = [t for t in load_tracks(config.teacher_dir, config.data_dir / "teacher") if not t.is_test]
     clips = ComposedClips(config.data_dir / "composed" / "train")
     batches = Batches(config, tracks, clips, config.data_dir / "targets")
-    checkpoint = config.data_dir / "pretrained.pt"
+    checkpoint = checkpoint_path(config.data_dir, config.judge)
     saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
     vocabulary = tuple(saved["vocabulary"]) if saved else build_vocabulary(clips, tracks)
-    model = Pretraining(vocabulary, len(batches.mean)).to(config.device).train()
+    model = Pretraining(config.judge, vocabulary, len(batches.mean)).to(config.device).train()
     model.feature_mean.copy_(torch.from_numpy(batches.mean))
     model.feature_std.copy_(torch.from_numpy(batches.std))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.05)

@@ -23,7 +23,7 @@ from captions import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import PreTrainedTokenizerFast, T5GemmaEncoderModel
+from transformers import PreTrainedTokenizerFast, T5EncoderModel, T5GemmaEncoderModel
 
 CLASSES: dict[str, tuple[Any, ...]] = {
     "lead": tuple(INSTRUMENT_WORDS),
@@ -66,7 +66,7 @@ class AttributeReader(nn.Module):
 
 
 def pretrain_text_encoder(
-    encoder: T5GemmaEncoderModel,
+    encoder: T5GemmaEncoderModel | T5EncoderModel,
     tokenizer: PreTrainedTokenizerFast,
     records: list[dict[str, Any]],
     steps: int = 1200,
@@ -77,7 +77,7 @@ def pretrain_text_encoder(
     """Train `encoder` in place to tell the attributes of `records` from captions; returns the smoothed loss."""
     device = next(encoder.parameters()).device
     rng = np.random.default_rng(seed)
-    reader = AttributeReader(encoder.config.encoder.hidden_size).to(device)
+    reader = AttributeReader(encoder.get_input_embeddings().embedding_dim).to(device)
     parameters = [*encoder.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)

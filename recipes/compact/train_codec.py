@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 import tyro
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 from training_tools import Clock, ComposedClips, Ema, learning_rate, load_checkpoint, save_checkpoint
 
 from alignment.codec import SpectralCodec
+from alignment.reconstruction import reconstruction_quality, stft_distance
 
-RESOLUTIONS = (256, 512, 1024, 2048)  # n_fft in samples, hop a quarter of it
 LATENT_NOISE = 0.08  # added while training: the decoder must bear the small errors of a generated latent
 LATENT_PENALTY = 0.005  # on the mean square, so that the noise keeps its meaning
 
@@ -39,12 +38,6 @@ class Config:
     seed: int = 0
 
 
-def magnitude(wav: Tensor, n_fft: int) -> Tensor:
-    window = torch.hann_window(n_fft, device=wav.device)
-    spectrum = torch.stft(wav, n_fft, n_fft // 4, window=window, return_complex=True)
-    return (spectrum.real.square() + spectrum.imag.square() + 1e-7).sqrt()
-
-
 def complex_loss(predicted: Tensor, target: Tensor, n_fft: int = 1024, power: float = 0.3) -> Tensor:
     """Mean distance between power-compressed complex spectra over the target's mean: phase where it can be heard."""
     window = torch.hann_window(n_fft, device=target.device)
@@ -56,23 +49,13 @@ def complex_loss(predicted: Tensor, target: Tensor, n_fft: int = 1024, power: fl
 
 
 def stft_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Log-magnitude L1 plus spectral convergence, mean over resolutions (Yamamoto et al., arXiv 1910.11480)."""
-    total = predicted.new_zeros(())
-    for n_fft in RESOLUTIONS:
-        p, t = magnitude(predicted, n_fft), magnitude(target, n_fft)
-        convergence = ((p - t).square().sum((1, 2)).sqrt() / (t.square().sum((1, 2)).sqrt() + 1e-2)).mean()
-        total = total + F.l1_loss((p + 1e-3).log(), (t + 1e-3).log()) + convergence
-    return total / len(RESOLUTIONS)
+    return stft_distance(predicted, target).mean()
 
 
 @torch.no_grad()
 def evaluate(codec: SpectralCodec, clips: ComposedClips, device: str, count: int = 32) -> dict[str, float]:
     target = torch.stack([clips.wav(index) for index in range(count)]).to(device)
-    predicted = codec(target[:, None])[:, 0]
-    ratio = (target * predicted).sum(1, keepdim=True) / target.square().sum(1, keepdim=True)
-    noise = (predicted - ratio * target).square().sum(1)
-    si_sdr = 10 * torch.log10((ratio * target).square().sum(1) / noise)
-    return {"stft": float(stft_loss(predicted, target)), "si_sdr": float(si_sdr.mean())}
+    return reconstruction_quality(codec(target[:, None])[:, 0], target)
 
 
 @torch.no_grad()

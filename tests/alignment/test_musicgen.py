@@ -187,6 +187,7 @@ def test_drafts_are_shorter_and_cost_less(make_musicgen: Make) -> None:
         ({"duration": 60.0}, "up to 5.04 s"),
         ({"num_inference_steps": 8}, "no denoising steps; leave it out"),
         ({"guidance_scale": -0.5}, "guidance_scale"),
+        ({"guidance_scale": 1e30}, "guidance_scale is 1e\\+30; expected a number from 0 to 1000"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_k": 2.5}, "top_k is 2.5"),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunejury import InputError, RewardModel, load_reward
-from tunejury.loading import KNOWN_REWARDS, load_head
+from tunejury.loading import HELD_OUT_REWARDS, KNOWN_REWARDS, held_out_reward, load_head
 
 
 def test_saved_judge_comes_back_the_same(
@@ -79,6 +79,14 @@ def test_unknown_name_lists_the_known() -> None:
 
 def test_known_rewards_state_their_licence() -> None:
     assert all(known.license and known.summary for known in KNOWN_REWARDS.values())
+
+
+def test_held_out_judge_is_another_one_that_is_there_unless_told_otherwise() -> None:
+    for reward, other in HELD_OUT_REWARDS.items():
+        assert other != reward
+        assert held_out_reward(None, reward) == (other if other in KNOWN_REWARDS else None)
+        assert held_out_reward("none", reward) is None and held_out_reward("mine/", reward) == "mine/"
+    assert held_out_reward(None, "mine/") is None
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ class EncoderKind:
 ENCODER_KINDS: Mapping[str, EncoderKind] = {
     "compact-audio": EncoderKind("audio", "tunejury.encoders.compact", "CompactAudioEncoder", "CompactAudioConfig"),
     "compact-text": EncoderKind("text", "tunejury.encoders.compact", "CompactTextEncoder", "CompactTextConfig"),
+    "patch-audio": EncoderKind("audio", "tunejury.encoders.patch_audio", "PatchAudioEncoder", "PatchAudioConfig"),
     "clap-audio": EncoderKind("audio", "tunejury.encoders.clap", "ClapAudioEncoder", "ClapAudioConfig"),
     "clap-text": EncoderKind("text", "tunejury.encoders.clap", "ClapTextEncoder", "ClapTextConfig"),
     "mert": EncoderKind("audio", "tunejury.encoders.mert", "MertEncoder", "MertConfig"),

@@ -74,6 +74,13 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
     return torch.minimum(rising, falling).clamp_min(0.0).float()
 
 
+def power_spectrum(wav: Tensor, n_fft: int, hop_length: int, window: Tensor) -> Tensor:
+    """Power of centred frames: wav [B, T] -> [B, n_fft // 2 + 1, 1 + T // hop_length]."""
+    spectrum = torch.stft(wav, n_fft, hop_length, window=window, pad_mode="constant", return_complex=True)
+    # Parseval: the bins of a frame then sum to half the mean power of the windowed signal
+    return (spectrum.real.square() + spectrum.imag.square()) / (n_fft * window.square().sum())
+
+
 def pitch_filters(sample_rate: int, n_fft: int, lowest: int, semitones: int) -> Tensor:
     """Triangular filters centred on a grid of `SEMITONE_BINS` per equal-tempered semitone (A4 = 440 Hz), each of sum 1.
 
@@ -182,8 +189,10 @@ class CompactAudioEncoder(nn.Module):
             rows = (rows + 1) // 2
         self.pitch_collect = nn.Conv1d(c * rows, config.pitch_width, 1)
 
+        self.num_spectral = 2 * config.n_mels
+        """How many of the statistics, from the first, are the plain spectrum's mean and spread."""
         statistics = (
-            2 * config.n_mels
+            self.num_spectral
             + 2 * config.mel_width
             + 2 * config.pitch_width
             + 12
@@ -207,17 +216,11 @@ class CompactAudioEncoder(nn.Module):
         config = self.config
         with torch.autocast(wav.device.type, enabled=False):  # logarithms of half precision would be steps
             wav = wav / (wav.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-            mel = self._power(wav, config.n_fft, config.hop_length, self.window).transpose(1, 2) @ self.mel
+            mel = power_spectrum(wav, config.n_fft, config.hop_length, self.window).transpose(1, 2) @ self.mel
             log_mel = ((mel + 1e-6).log() + 7.0) / 3.0
-            fine = self._power(wav, config.pitch_n_fft, config.pitch_hop_length, self.pitch_window)
+            fine = power_spectrum(wav, config.pitch_n_fft, config.pitch_hop_length, self.pitch_window)
             fine = fine[:, : self._pitch_bins]
             return log_mel.transpose(1, 2), (fine.transpose(1, 2) @ self.pitch).transpose(1, 2)
-
-    @staticmethod
-    def _power(wav: Tensor, n_fft: int, hop_length: int, window: Tensor) -> Tensor:
-        spectrum = torch.stft(wav, n_fft, hop_length, window=window, pad_mode="constant", return_complex=True)
-        # Parseval: the bins of a frame then sum to half the mean power of the windowed signal
-        return (spectrum.real.square() + spectrum.imag.square()) / (n_fft * window.square().sum())
 
     def _onset_autocorrelation(self, log_mel: Tensor) -> Tensor:
         """Normalised autocorrelation of the rising edges in each frequency band: [B, bands * lags]."""

@@ -1,0 +1,87 @@
+"""Assemble compact-musicgen: half-precision weights, generation defaults and a card, as an ordinary checkpoint.
+
+    python recipes/compact/export_musicgen.py --data-dir data/compact --quality quality.json
+
+`--quality` is the output of benchmarks/backbone_quality.py; its figures go into the card.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from encodec_parts import CODEBOOKS, SAMPLE_RATE
+from export_flow import figures
+from train_codec import evaluate
+from train_encodec import Reconstruction
+from training_tools import ComposedClips, load_checkpoint
+from transformers import AutoTokenizer, EncodecModel, MusicgenForConditionalGeneration
+
+DEFAULTS = {"duration": 8.0, "guidance_scale": 3.0, "temperature": 1.0, "top_k": 250}
+CARD = Path(__file__).parent / "cards" / "compact-musicgen.md"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where the trained parts are and where the model goes."""
+
+    data_dir: Path = Path("data/compact")
+    output: Path = Path("alignment/weights/compact-musicgen")
+    quality: Path | None = None
+
+
+def main(config: Config) -> None:
+    trained, codec_dir = config.data_dir / "musicgen", config.data_dir / "encodec"
+    model = MusicgenForConditionalGeneration.from_pretrained(trained / "model")
+    codec = EncodecModel.from_pretrained(codec_dir / "codec")
+    for name, value in codec.state_dict().items():
+        if not name.startswith("decoder") and not torch.equal(value, model.audio_encoder.state_dict()[name]):
+            raise SystemExit(f"error: {name} of the codec has changed since train_musicgen.py read it: train again")
+    # the decoder may have been trained on while the codes, and so the language model, stood still
+    model.audio_encoder.load_state_dict(codec.state_dict())
+    held_out = ComposedClips(config.data_dir, "val")
+    quality = evaluate(Reconstruction(model.audio_encoder.eval()), held_out, "cpu", count=100)
+    steps = [(load_checkpoint(folder / "checkpoint.pt") or {"step": 0})["step"] for folder in (codec_dir, trained)]
+
+    generation = model.generation_config
+    generation.do_sample, generation.top_k = True, int(DEFAULTS["top_k"])
+    generation.guidance_scale, generation.temperature = DEFAULTS["guidance_scale"], DEFAULTS["temperature"]
+    frames = round(DEFAULTS["duration"] * SAMPLE_RATE / codec.config.hop_length)
+    generation.max_length = frames + CODEBOOKS
+    staging = config.output.with_name(config.output.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    model.half().save_pretrained(staging)
+    AutoTokenizer.from_pretrained(trained / "model").save_pretrained(staging)
+    for name, changes in (("generation_config.json", DEFAULTS), ("config.json", {"dtype": "float32"})):
+        content = json.loads((staging / name).read_text()) | changes
+        content.pop("_name_or_path", None)  # means nothing elsewhere
+        (staging / name).write_text(json.dumps(content, indent=1) + "\n")
+    size = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file()) / 1e6
+    card = CARD.read_text().format(
+        **DEFAULTS,
+        parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        megabytes=size,
+        rate=SAMPLE_RATE / codec.config.hop_length,
+        codebooks=CODEBOOKS,
+        entries=codec.config.codebook_size,
+        kbps=SAMPLE_RATE / codec.config.hop_length * CODEBOOKS * math.log2(codec.config.codebook_size) / 1000,
+        clips=len(ComposedClips(config.data_dir, "train")),
+        codec_steps=steps[0],
+        steps=steps[1],
+        command="python benchmarks/backbone_quality.py --backbone compact-musicgen --composed data/compact/composed",
+        figures=figures(config.quality),
+        **quality,
+    )
+    (staging / "README.md").write_text(card)
+    shutil.rmtree(config.output, ignore_errors=True)
+    staging.rename(config.output)
+    print(f"{config.output}: {size:.1f} MB, codec {quality}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
