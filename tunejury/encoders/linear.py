@@ -55,4 +55,4 @@ def replace_linears(module: nn.Module) -> None:
                 linear = EncoderLinear(child.in_features, child.out_features, child.bias is not None, device="meta")
                 linear.weight, linear.bias = child.weight, child.bias
                 linear.train(child.training)
-                setattr(parent, name, linear)
+                parent.add_module(name, linear)
