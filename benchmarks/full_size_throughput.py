@@ -5,9 +5,10 @@ python benchmarks/full_size_throughput.py --mert-code MERT/scripts/mert_hf --out
 The reference's way, rebuilt from its description: one clip at a time, the file decoded once for each encoder,
 laion_clap's own model and preprocessing, the published MERT modelling code with all hidden states kept, the prompt
 embedded for every clip. Ours: `score_files`, on the same files, from the same weights in the form they are published.
-Both resample with the same resampler, and each runs in a process of its own, one after the other, so that the peak of
-memory is its own. On a GPU ours runs in float32 and, at batch 32, in bfloat16. `encoder_parity.py` says what to
-install.
+Both resample with the same resampler. Each is a process of its own, so that the peak of memory is its own; both are
+loaded and warm before the first of several rounds, in which they take turns, so that what else the machine does
+disturbs them alike. On a GPU ours runs in float32 and, at batch 32, in bfloat16. `encoder_parity.py` says what to
+install; 10 GB of memory are needed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Config:
 
     mert_code: Path
     """Folder with the published modeling_MERT.py and configuration_MERT.py."""
-    num_clips: int = 32
+    num_clips: int | None = None
+    """Of a round; left out, 8 on a CPU and 128 on a GPU."""
+    rounds: int = 4
     duration: float = 10.0
     sample_rate: int = 44_100
     batch_size: int | None = None
@@ -59,11 +62,16 @@ class Config:
     device: str = "auto"
     output: Path | None = None
     quick: bool = False
-    """Small encoders and 6 clips of 3 s, on the CPU."""
+    """Small encoders and 2 rounds of 6 clips of 3 s, on the CPU."""
     part: Literal["all", "prepare", "reference", "ours"] = "all"
     """For the processes this one starts."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     folder: Path | None = None
+
+
+def clips_in(config: Config) -> int:
+    """Clips of a round."""
+    return config.num_clips or (128 if config.device.startswith("cuda") else 8)
 
 
 def prepare(config: Config, folder: Path) -> None:
@@ -80,11 +88,12 @@ def prepare(config: Config, folder: Path) -> None:
     Path("mert/config.json").write_text(json.dumps({field: getattr(shape, field) for field in SHAPE}))
     Path("mert/preprocessor_config.json").write_text('{"do_normalize": true}')
     Path("clips").mkdir()
-    for i in range(config.num_clips):
+    count = clips_in(config)
+    for i in range(count):
         save_audio(Path("clips") / f"{i:04}.wav", clip(config.duration, config.sample_rate), config.sample_rate)
     head = RewardHead(512 + shape.hidden_size + 512)
     torch.save(head.state_dict(), "tunejury.pt")
-    save_spread_head(head, *clips_of(folder, min(config.num_clips, CALIBRATION_CLIPS)))
+    save_spread_head(head, *clips_of(folder, min(count, CALIBRATION_CLIPS)))
 
 
 def save_spread_head(head: RewardHead, files: list[Path], prompts: list[str]) -> None:
@@ -105,7 +114,7 @@ def clips_of(folder: Path, count: int) -> tuple[list[Path], list[str]]:
     return files, [PROMPTS[i % len(PROMPTS)] for i in range(count)]
 
 
-def run_reference(config: Config, folder: Path) -> dict[str, Any]:
+def run_reference(config: Config, folder: Path) -> None:
     """Clip by clip, as the reference's scorer does it."""
     device = torch.device(config.device)
     with tempfile.TemporaryDirectory() as scratch:
@@ -134,50 +143,97 @@ def run_reference(config: Config, folder: Path) -> dict[str, Any]:
         features = torch.cat([audio, states.mean(1).float().cpu(), text], dim=1)
         return float(head(features.to(device)))
 
-    return timed(config, folder, lambda files, prompts: [score(f, p) for f, p in zip(files, prompts, strict=True)])
+    take_turns(config, folder, lambda files, prompts: [score(f, p) for f, p in zip(files, prompts, strict=True)])
 
 
-def run_ours(config: Config, folder: Path) -> dict[str, Any]:
+def run_ours(config: Config, folder: Path) -> None:
     """In batches, the next one decoded meanwhile."""
     os.chdir(folder)
     judge = load_reward("tunejury", device=config.device, dtype=getattr(torch, config.dtype), files=PARTS)
     batch_size = config.batch_size or (32 if judge.device.type == "cuda" else 4)
-    return timed(config, folder, lambda files, prompts: score_files(judge, files, prompts, batch_size=batch_size))
+    take_turns(config, folder, lambda files, prompts: score_files(judge, files, prompts, batch_size=batch_size))
 
 
-def timed(config: Config, folder: Path, score: Any) -> dict[str, Any]:
-    """Seconds by the clock and of the processor (which other programs do not disturb), rewards and the peak of memory,
-    after a run to warm up.
+def take_turns(config: Config, folder: Path, score: Any) -> None:
+    """Warm up, then a round for every line on standard input. Says seconds by the clock and of the processor (which
+    other programs disturb less), rewards and the peak of memory so far.
     """
-    files, prompts = clips_of(folder, config.num_clips)
+    files, prompts = clips_of(folder, clips_in(config))
     cuda = config.device.startswith("cuda")
-    warm_up = min(config.num_clips, config.batch_size or (32 if cuda else 2))
+    warm_up = min(len(files), config.batch_size or (32 if cuda else 4))
     with torch.inference_mode():
         score(files[:warm_up], prompts[:warm_up])
         if cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        started, computed = time.perf_counter(), time.process_time()
-        rewards = score(files, prompts)
-        seconds, computed = time.perf_counter() - started, time.process_time() - computed
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "cpu_seconds": computed, "rewards": rewards, "peak_bytes": peak}
+        say(ready=True)
+        for _ in sys.stdin:
+            started, computed = time.perf_counter(), time.process_time()
+            rewards = score(files, prompts)
+            seconds, computed = time.perf_counter() - started, time.process_time() - computed
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            peak = torch.cuda.max_memory_allocated() if cuda else peak
+            say(seconds=seconds, cpu_seconds=computed, rewards=rewards, peak_bytes=peak)
 
 
-def run_part(config: Config, folder: Path, part: str, dtype: str = "float32") -> dict[str, Any]:
-    """Another process's result."""
+def say(**result: Any) -> None:
+    """One line for the process that waits."""
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
+
+
+def start_part(config: Config, folder: Path, part: str, dtype: str = "float32") -> subprocess.Popen[str]:
+    """Another process, at work."""
     command = [
         sys.executable, __file__, "--part", part, "--folder", str(folder), "--dtype", dtype, "--device", config.device,
-        "--mert-code", str(config.mert_code.resolve()), "--num-clips", str(config.num_clips),
+        "--mert-code", str(config.mert_code.resolve()), "--num-clips", str(clips_in(config)),
         "--duration", str(config.duration), "--sample-rate", str(config.sample_rate),
     ]  # fmt: skip
     command += ["--batch-size", str(config.batch_size)] if config.batch_size else []
     command += ["--quick"] if config.quick else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"{part} failed")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def answer(path: str, process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What it says next; laion_clap prints lines of its own."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("{"):
+            result: dict[str, Any] = json.loads(line)
+            return result
+    raise SystemExit(f"{path} failed")
+
+
+def measure(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows by path, each with its rounds."""
+    if start_part(config, folder, "prepare").wait():
+        raise SystemExit("the judge's parts could not be made")
+    paths = {"reference": start_part(config, folder, "reference"), "ours": start_part(config, folder, "ours")}
+    if config.device.startswith("cuda"):
+        paths["ours, bfloat16"] = start_part(config, folder, "ours", "bfloat16")
+    try:
+        for path, process in paths.items():
+            answer(path, process)
+        rounds: dict[str, list[dict[str, Any]]] = {path: [] for path in paths}
+        for turn in range(config.rounds):
+            for path in list(paths) if turn % 2 == 0 else list(reversed(paths)):
+                stdin = paths[path].stdin
+                assert stdin is not None
+                stdin.write("\n")
+                stdin.flush()
+                rounds[path].append(answer(path, paths[path]))
+    finally:
+        for process in paths.values():
+            process.kill()
+    return {
+        path: {
+            **{field: sum(turn[field] for turn in turns) for field in ("seconds", "cpu_seconds")},
+            "rewards": turns[0]["rewards"],
+            "peak_bytes": turns[-1]["peak_bytes"],
+            "speed_ups": [r["seconds"] / t["seconds"] for r, t in zip(rounds["reference"], turns, strict=True)],
+        }
+        for path, turns in rounds.items()
+    }
 
 
 def main(config: Config) -> None:
@@ -185,35 +241,37 @@ def main(config: Config) -> None:
         config = replace(config, device="cuda" if torch.cuda.is_available() and not config.quick else "cpu")
     if config.part != "all":
         assert config.folder is not None
-        parts = {"prepare": prepare, "reference": run_reference, "ours": run_ours}
-        print(json.dumps(parts[config.part](config, config.folder) or {}))
+        {"prepare": prepare, "reference": run_reference, "ours": run_ours}[config.part](config, config.folder)
         return
     if config.quick:
-        config = replace(config, num_clips=6, duration=3.0)
-    cuda = config.device.startswith("cuda")
+        config = replace(config, num_clips=6, rounds=2, duration=3.0)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        run_part(config, folder, "prepare")
-        rows = {"reference": run_part(config, folder, "reference"), "ours": run_part(config, folder, "ours")}
-        if cuda:
-            rows["ours, bfloat16"] = run_part(config, folder, "ours", "bfloat16")
-    reference = rows["reference"]
+        rows = measure(config, Path(name))
+    reference, clips = rows["reference"], clips_in(config) * config.rounds
     machine, size = describe_machine(), "reduced size" if config.quick else "full size"
-    print(f"{size}, {config.num_clips} clips of {config.duration:g} s at {config.sample_rate} Hz, on {machine}")
-    print("| path | clips/s | times the reference | processor seconds per clip | peak memory (GiB) | reward error |")
-    print("|---|---|---|---|---|---|")
+    load = os.getloadavg()
+    print(
+        f"{size}, {config.rounds} rounds of {clips_in(config)} clips of {config.duration:g} s at {config.sample_rate} "
+        f"Hz, on {machine}; load {load[0]:.1f} in the last minute, {load[2]:.1f} in the last 15"
+    )
+    print(
+        "| path | clips/s | times the reference | by round | processor seconds per clip | peak (GiB) | reward error |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for path, row in rows.items():
         row["speed_up"] = reference["seconds"] / row["seconds"]
         row["error"] = max(abs(a - b) for a, b in zip(row["rewards"], reference["rewards"], strict=True))
         print(
-            f"| {path} | {config.num_clips / row['seconds']:.3f} | {row['speed_up']:.2f} | "
-            f"{row['cpu_seconds'] / config.num_clips:.2f} | {row['peak_bytes'] / 2**30:.2f} | {row['error']:.1e} |"
+            f"| {path} | {clips / row['seconds']:.3f} | {row['speed_up']:.2f} | "
+            f"{min(row['speed_ups']):.2f} to {max(row['speed_ups']):.2f} | {row['cpu_seconds'] / clips:.2f} | "
+            f"{row['peak_bytes'] / 2**30:.2f} | {row['error']:.1e} |"
         )
     spread = torch.tensor(reference["rewards"]).std()
     print(f"reward error: the largest; standard deviation of the reference's rewards: {spread:.2f}")
     if config.output:
         kept = {**asdict(config), "mert_code": None, "output": None, "folder": None}
-        config.output.write_text(json.dumps({"machine": machine, "config": kept, "rows": rows}, indent=1) + "\n")
+        result = {"machine": machine, "load": load, "config": kept, "rows": rows}
+        config.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

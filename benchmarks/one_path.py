@@ -1,4 +1,5 @@
-"""File, array, batch and gradient path of the released judge give one reward, and its gradient is the slope.
+"""File, array, batch and gradient path of the released judge give one reward, its gradient is the slope, and a tone at
+12 kHz is heard by CLAP under `release` and not under `training`.
 
 python benchmarks/one_path.py --output one_path.json
 
@@ -12,7 +13,7 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import tyro
@@ -20,11 +21,15 @@ from machine import describe_machine
 from random_judge import Size, clip, released_config, spread_rewards
 
 from tunejury import RewardModel, save_audio
+from tunejury.encoders import AudioEncoder
+from tunejury.protocol import get_protocol, hear, listen
 from tunejury.scoring import score_files
 
 RATE = 44_100
 PROMPTS = ("a piano", "", "a piano and drums", "")
 LIMIT = 1e-4
+TONE = 12_000.0  # Hz
+TONE_SHARE = 0.05  # of what it does under `release`
 SLOPE_LIMIT = 1e-3  # of the relative difference
 
 
@@ -76,6 +81,22 @@ def compare_paths(judge: RewardModel, wavs: torch.Tensor, folder: Path) -> list[
     ]
 
 
+def compare_tone(judge: RewardModel, wav: torch.Tensor) -> dict[str, Any]:
+    """How far a faded tone in noise moves CLAP's embedding; MERT hears the same under both, to the end of its band."""
+    samples = wav.shape[-1]
+    wav = (0.5 * wav + 0.05 * torch.randn_like(wav))[None]
+    time = torch.arange(samples, device=wav.device) / RATE
+    tone = 0.05 * torch.hann_window(samples, device=wav.device) * torch.sin(2 * torch.pi * TONE * time)
+    clap, moved = cast(AudioEncoder, judge.encoders["clap-audio"]), {}
+    for name in ("release", "training"):
+        hearing = get_protocol(name).hearing("clap-audio")
+        with torch.inference_mode():
+            with_tone, without = (listen(clap, hear(x, RATE, clap, hearing), hearing) for x in (wav + tone, wav))
+            moved[name] = float((with_tone - without).norm() / without.norm())
+    what = f"CLAP, a tone at 12 kHz under `training`; under `release` it moves the embedding by {moved['release']:.1e}"
+    return {"what": what, "value": moved["training"], "limit": TONE_SHARE * moved["release"]}
+
+
 def compare_slope(judge: RewardModel, wav: torch.Tensor, config: Config) -> dict[str, Any]:
     """Largest relative difference between the gradient along a direction and the slope there."""
     judge = judge.double()
@@ -103,6 +124,7 @@ def main(config: Config) -> None:
     judge = spread_judge(config, wavs)
     with tempfile.TemporaryDirectory() as folder:
         rows = compare_paths(judge, wavs, Path(folder))
+    rows.append(compare_tone(judge, wavs[0]))
     rows.append(compare_slope(judge, 0.5 * wavs[0], config))
     machine, size = describe_machine(), f"{sum(p.numel() for p in judge.parameters()) / 1e6:.0f} million weights"
     print(f"{config.size} judge ({size}), {config.duration:g} s stereo clips at {RATE} Hz, on {machine}")
@@ -110,7 +132,7 @@ def main(config: Config) -> None:
     print("|---|---|---|---|")
     for row in rows:
         row["passed"] = row["value"] <= row["limit"]
-        print(f"| {row['what']} | {row['value']:.1e} | {row['limit']:g} | {'pass' if row['passed'] else 'FAIL'} |")
+        print(f"| {row['what']} | {row['value']:.1e} | {row['limit']:.1e} | {'pass' if row['passed'] else 'FAIL'} |")
     if config.output:
         result = {"machine": machine, "config": {**asdict(config), "output": None}, "rows": rows}
         config.output.write_text(json.dumps(result, indent=1) + "\n")

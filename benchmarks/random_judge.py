@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tunejury import RewardModel
 from tunejury.config import HeadConfig, InputBlock, RewardConfig
 from tunejury.encoders.clap import ClapAudioConfig, ClapTextConfig
-from tunejury.encoders.mert import MertConfig
+from tunejury.encoders.mert import SHAPE, MertConfig
 from tunejury.head import RewardHead
 
 Size = Literal["full", "reduced", "tiny"]
@@ -73,6 +74,35 @@ def write_random_judge(folder: Path, size: Size) -> Path:
     """Save such a judge where `load_reward` finds it; returns the folder."""
     RewardModel(released_config(size)).save_pretrained(folder)
     return folder
+
+
+def write_random_release(folder: Path) -> tuple[Path, dict[str, Path]]:
+    """A tiny judge of the released build in two forms: the folder `save_pretrained` writes, and the head and the other
+    parts as they are published, by the names `load_reward` takes them under.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        judge = RewardModel(released_config("tiny"))
+    judge.save_pretrained(folder / "saved")
+    parts = {"head": folder / "head.pt", "clap": folder / "clap.pt"}
+    parts |= {name: folder / name for name in ("mert", "roberta")}
+    states: dict[str, dict[str, torch.Tensor]] = {"clap": {}, "mert": {}}
+    for name, encoder in judge.encoders.items():
+        target = states["mert" if name == "mert" else "clap"]
+        target |= {key.removeprefix("model."): tensor for key, tensor in encoder.state_dict().items()}
+    torch.save(judge.head.state_dict(), parts["head"])
+    sidecar = {"input_dim": judge.config.input_dim, "exclude": []}
+    parts["head"].with_suffix(".json").write_text(json.dumps(sidecar))
+    torch.save({"epoch": 15, "state_dict": states["clap"]}, parts["clap"])
+    for name in ("mert", "roberta"):
+        parts[name].mkdir()
+    mert = judge.config.encoders["mert"]
+    (parts["mert"] / "config.json").write_text(json.dumps({field: mert[field] for field in SHAPE}))
+    (parts["mert"] / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    torch.save(states["mert"], parts["mert"] / "pytorch_model.bin")
+    (parts["roberta"] / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary())}))
+    (parts["roberta"] / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
+    return folder / "saved", parts
 
 
 def clip(seconds: float, sample_rate: int) -> Tensor:

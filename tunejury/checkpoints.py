@@ -63,6 +63,19 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"{path} is no {what}: {one_line(error)}") from error
 
 
+def read_lines(path: Path, what: str) -> list[str]:
+    """Lines of a text file that should hold a `what`.
+
+    Raises:
+        InputError: it is missing or no text.
+    """
+    check_is_file(path, f"a {what}")
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no {what}: {one_line(error)}") from error
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Weights by name.
 
@@ -125,6 +138,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"{path} holds {type(state).__name__}, expected a state dict (names and tensors)")
+    for name, tensor in state.items():
+        # a few stored numbers can stand for any size: who copies them asks for that much memory
+        if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise InputError(f"{path} is damaged: {name} is {list(tensor.shape)}, with fewer numbers in the file")
     return {str(name): tensor for name, tensor in state.items()}
 
 
@@ -151,7 +168,7 @@ def read_bpe(directory: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     what = "RoBERTa tokeniser's file (vocab.json and merges.txt, or tokenizer.json)"
     if (directory / "vocab.json").exists() and (directory / "merges.txt").exists():
         ids = read_json(directory / "vocab.json", what)
-        lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+        lines = read_lines(directory / "merges.txt", what)
         merges = [line for line in lines if line.strip() and not line.startswith("#version")]
     else:
         model = read_json(directory / "tokenizer.json", what)

@@ -51,8 +51,13 @@ def _refusal(stop: SystemExit) -> str | None:
 
 
 def _sentence(box: str) -> str:
-    """The first section of a box drawn around lines of text, without its title."""
+    """The first section of a box drawn around lines of text, without its title; where the terminal has no characters
+    to draw with, the title is a line of its own over a row of hyphens.
+    """
     lines = [line.strip(_FRAME) for line in _COLOUR.sub("", box).splitlines() if not line.startswith("╭")]
+    lines = [line if line.strip("-") else "" for line in lines]
+    if "╭" not in box and "" in lines:
+        del lines[: lines.index("") + 1]
     section: list[str] = []
     for line in lines:
         if line:

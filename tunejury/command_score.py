@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,6 +66,7 @@ class Score:
         from tunejury.scoring import find_items
 
         items = find_items(self.clips, self.prompt)
+        check_spares_inputs(self.output, self.clips, items)
         model = load_judge(
             self.reward, self.device, self.protocol, self.files, self.dtype, self.calibration, self.system
         )
@@ -74,6 +75,14 @@ class Score:
             write_scores(model, items, self.output, self.batch_size, self.overwrite, cache)
         else:
             print_scores(model, items, self.batch_size, cache, as_json=self.json)
+
+
+def check_spares_inputs(output: Path | None, clips: Sequence[Path], items: Sequence[Item]) -> None:
+    """Raise InputError where a table would be written over a clip or over a list of clips."""
+    if output is not None and output.exists():
+        for path in (*clips, *(item.path for item in items)):
+            if path.exists() and path.samefile(output):
+                raise InputError(f"--output {output} is one of the files to judge or to read, expected another name")
 
 
 def print_scores(
@@ -139,19 +148,17 @@ def write_scores(
     if rank == 0:
         everyone()
     everyone()  # nobody writes while another one still reads
-    if table.complete:
-        return
-    mine = [batch for batch in batches[rank::processes] if not table.is_done(batch)]
-    with tqdm(
-        total=sum(map(len, mine)), unit="clip", desc="scoring", file=sys.stderr, disable=None if rank == 0 else True
-    ) as bar:
-        for results in score_batches(model, paths, prompts, mine, cache):
-            table.add(results, rank)
-            bar.update(len(results))
-    everyone()
-    if rank > 0:
-        return
-    table.reload()
-    failed = table.finish()
-    if failed:
-        raise InputError(f"{failed} of {len(items)} files could not be judged, {output} says why of each")
+    if not table.complete:
+        mine = [batch for batch in batches[rank::processes] if not table.is_done(batch)]
+        with tqdm(
+            total=sum(map(len, mine)), unit="clip", desc="scoring", file=sys.stderr, disable=None if rank == 0 else True
+        ) as bar:
+            for results in score_batches(model, paths, prompts, mine, cache):
+                table.add(results, rank)
+                bar.update(len(results))
+        everyone()
+        if rank == 0:
+            table.reload()
+            table.finish()
+    if rank == 0 and table.failed:
+        raise InputError(f"{table.failed} of {len(items)} files could not be judged, {output} says why of each")

@@ -78,7 +78,8 @@ class EmbeddingCache:
         modality: `audio`, found by the hash of a file's content, or `text`, by that of a prompt.
 
     Raises:
-        OSError: the folder cannot be made or read.
+        InputError: the folder cannot be made.
+        OSError: it cannot be read.
     """
 
     def __init__(self, directory: str | Path, model: RewardModel, modality: Literal["audio", "text"] = "audio") -> None:
@@ -88,7 +89,10 @@ class EmbeddingCache:
         made_with = [encoder_hash(model, names), str(model.dtype), model.listening if modality == "audio" else modality]
         identity = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode())
         self.directory = Path(directory) / identity.hexdigest()[:32]
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{directory} cannot be the folder of a cache: {error.strerror}") from error
         self._places: dict[str, tuple[Path, int]] = {}  # key -> shard and row
         self._held: dict[str, dict[str, Tensor]] = {}
         self._held_since = 0.0

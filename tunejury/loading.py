@@ -25,6 +25,8 @@ HEAD_SUFFIX = ".pt"
 # buffers that follow from a config alone, which published checkpoints do not all hold
 DERIVED_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", "embed_positions.inv_freq")
 
+COUNTER = "num_batches_tracked"  # of a normalisation, which only training reads
+
 
 @dataclass(frozen=True)
 class KnownReward:
@@ -115,7 +117,7 @@ def load_reward(
     if str(name_or_path) in RELEASES or (str(name_or_path).endswith(HEAD_SUFFIX) and not Path(name_or_path).is_dir()):
         located = locate_release(name_or_path, files)
         config, state = read_release(located)
-        source, weights = str(located.head), " with ".join(map(str, [located.head, *located.parts.values()]))
+        source = weights = " with ".join(map(str, [located.head, *located.parts.values()]))
     elif files:
         raise InputError(f"files are for the parts of a released head ({', '.join(RELEASES)}), not for {name_or_path}")
     else:
@@ -124,8 +126,15 @@ def load_reward(
         config, state = _read_config(directory / CONFIG_FILE), None
     if protocol is not None:
         config = replace(config, protocol=protocol)
+    if state is None:
+        state = read_safetensors(directory / WEIGHTS_FILE)
+    shipped = KNOWN_REWARDS.get(str(name_or_path))
+    if shipped is None or shipped.directory is None:
+        # first without memory: a damaged config may ask for more of it than there is, and is found out by its weights
+        with torch.device("meta"):
+            _fit(_build(config, source).state_dict(), state, weights)
     model = _build(config, source)
-    load_weights(model, read_safetensors(directory / WEIGHTS_FILE) if state is None else state, weights)
+    load_weights(model, state, weights)
     if calibration is not None:
         if not isinstance(calibration, AnchorCalibration):
             calibration = AnchorCalibration.load(calibration)
@@ -229,7 +238,23 @@ def load_weights(model: RewardModel, state: dict[str, Tensor], source: str) -> N
     Raises:
         InputError: they do not fit the model's config, or are not finite; the message names `source`.
     """
-    expected = model.state_dict()
+    built = model.state_dict()
+    state = _fit(built, state, source)
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{source} is damaged: {name} holds NaN or infinite values")
+        # whole numbers are tables of places in other tensors, and follow from the config
+        if (
+            not tensor.is_floating_point()
+            and not name.endswith(COUNTER)
+            and not torch.equal(tensor.to(built[name]), built[name])
+        ):
+            raise InputError(f"{source} is damaged: {name} is not the table that its config gives")
+    model.load_state_dict(state)  # copies, so weights stored in half precision become the model's float32
+
+
+def _fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights with what follows from a config alone, if they have the names, shapes and kinds that are expected."""
     derived = [name for name in expected if name.endswith(DERIVED_BUFFERS)]
     state = {**{name: expected[name] for name in derived}, **state}
     for problem, names in (("lacks", expected.keys() - state.keys()), ("has unknown", state.keys() - expected.keys())):
@@ -245,6 +270,4 @@ def load_weights(model: RewardModel, state: dict[str, Tensor], source: str) -> N
             )
         if tensor.is_floating_point() != expected[name].is_floating_point():
             raise InputError(f"{source} is damaged: {name} holds {tensor.dtype}, expected {expected[name].dtype}")
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{source} is damaged: {name} holds NaN or infinite values")
-    model.load_state_dict(state)  # copies, so weights stored in half precision become the model's float32
+    return state

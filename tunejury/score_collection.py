@@ -22,6 +22,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from tunejury.command_line import read_flags
 from tunejury.command_options import Precision
 from tunejury.errors import InputError
 
@@ -62,7 +63,7 @@ class ScoreCollection:
         from accelerate import PartialState
 
         from tunejury.command_options import load_judge
-        from tunejury.command_score import write_scores
+        from tunejury.command_score import check_spares_inputs, write_scores
         from tunejury.embedding_cache import EmbeddingCache
         from tunejury.scoring import find_items
 
@@ -70,6 +71,7 @@ class ScoreCollection:
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
         try:
             items = find_items(self.clips, self.prompt)
+            check_spares_inputs(self.output, self.clips, items)
             model = load_judge(self.reward, str(state.device), self.protocol, self.files, self.dtype)
             cache = EmbeddingCache(self.cache, model) if self.cache is not None else None
             write_scores(
@@ -90,7 +92,7 @@ class ScoreCollection:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for a user's mistake, after one line on standard error)."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    command = tyro.cli(ScoreCollection, args=argv, config=(FlagCreatePairsOff,))
+    command = read_flags(lambda: tyro.cli(ScoreCollection, args=argv, config=(FlagCreatePairsOff,)))
     try:
         command.run()
     except (InputError, OSError) as error:

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ class ScoreTable:
         overwrite: begin anew whatever is there.
 
     Raises:
-        InputError: the suffix is neither, the table or a journal is of another run or damaged, or a clip was written
-            after it.
+        InputError: the suffix is neither, there is no folder to write to, the table or a journal is of another run or
+            damaged, or a clip was written after it.
     """
 
     def __init__(
@@ -56,6 +57,9 @@ class ScoreTable:
         plan = json.dumps([listed, model, weights, protocol, [list(batch) for batch in batches]])
         self._identity = hashlib.sha256(plan.encode()).hexdigest()
         self._results: dict[int, float | str] = {}
+        self.failed = 0
+        """How many items of a complete table have no reward."""
+        self._check_can_write()
         if overwrite:
             path.unlink(missing_ok=True)
             for journal in self._journals():
@@ -89,8 +93,8 @@ class ScoreTable:
         for journal in self._journals():
             self._read(journal)
 
-    def finish(self) -> int:
-        """Write the table and drop the journals; returns how many items have no reward.
+    def finish(self) -> None:
+        """Write the table and drop the journals.
 
         Raises:
             OSError: the table cannot be written.
@@ -109,8 +113,7 @@ class ScoreTable:
             temporary.write_text(content, encoding="utf-8", newline="")
         for journal in self._journals():
             journal.unlink(missing_ok=True)
-        self.complete = True
-        return sum("error" in row for row in rows)
+        self.complete, self.failed = True, sum("error" in row for row in rows)
 
     def _row(self, place: int) -> dict[str, Any]:
         item, value = self._items[place], self._results[place]
@@ -125,10 +128,23 @@ class ScoreTable:
 
     def _journals(self) -> list[Path]:
         names = f".{self._path.name}."
-        folder = self._path.parent
+        return sorted(
+            p for p in self._path.parent.iterdir() if p.name.startswith(names) and p.name.endswith(".partial")
+        )
+
+    def _check_can_write(self) -> None:
+        """Now, not after the work."""
+        folder, name = self._path.parent, self._path.name
         if not folder.is_dir():
-            raise InputError(f"{folder} does not exist, expected the folder {self._path.name} is to be written to")
-        return sorted(p for p in folder.iterdir() if p.name.startswith(names) and p.name.endswith(".partial"))
+            state = "is a file" if folder.exists() else "does not exist"
+            raise InputError(f"{folder} {state}, expected the folder {name} is to be written to")
+        if self._path.is_dir():
+            raise InputError(f"{self._path} is a folder, expected the name of a file to write")
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(f"{name} cannot be written to the folder {folder}: {error.strerror}") from error
 
     def _read(self, journal: Path) -> None:
         try:
@@ -171,8 +187,9 @@ class ScoreTable:
                 protocol: Any = f"{self._protocol['name']}/{self._protocol['version']}"
             else:
                 rows, protocol = [json.loads(line) for line in text.splitlines()], self._protocol
+            self.failed = sum(bool(row.get("error")) for row in rows)
             found = [(row["path"], row["prompt"], row["model"], row["weights"], row["protocol"]) for row in rows]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             found = []
         if found != [(str(item.path), item.prompt, self._model, self._weights, protocol) for item in self._items]:
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,6 +173,45 @@ def test_wrong_usage_exits_with_2_after_one_line(
     captured = capsys.readouterr()
     assert caught.value.code == 2 and captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and named in captured.err
+
+
+def test_wrong_usage_is_one_sentence_without_characters_to_draw_with() -> None:
+    program = "import sys\nfrom tunejury.cli import main\nmain(['score', '--batch-size', 'two'])\n"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "--batch-size" in done.stderr
+    assert done.stderr.startswith("error: Error parsing") and done.stderr.count("\n") == 1 and "---" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("none/scores.jsonl", "none does not exist, expected the folder scores.jsonl"),
+        ("z.wav/scores.jsonl", "z.wav is a file, expected the folder scores.jsonl"),
+        ("z.wav", "z.wav is one of the files to judge"),
+        ("z.txt", "expected a name ending in .jsonl or .csv"),
+        ("inside.jsonl", "inside.jsonl is a folder"),
+        ("list.csv", "list.csv is one of the files to judge"),
+        ("/proc/scores.jsonl", "scores.jsonl cannot be written to the folder /proc"),
+    ],
+)
+def test_place_that_cannot_be_written_is_told_before_the_work(
+    score: Any, folder: Path, tmp_path: Path, output: str, message: str
+) -> None:
+    if output.startswith("/proc") and not Path("/proc/self").exists():
+        pytest.skip("no /proc here")
+    (folder / "list.csv").write_text("path\nz.wav\n")
+    (folder / "inside.jsonl").mkdir()
+    code, out, err = score(folder / "list.csv", "--output", folder / output, "--overwrite")
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+    assert (folder / "list.csv").read_text() == "path\nz.wav\n" and {path.name for path in folder.glob(".*")} == {
+        ".hidden.wav"
+    }
+
+
+def test_cache_that_cannot_be_is_one_line(score: Any, folder: Path) -> None:
+    code, out, err = score(folder / "z.wav", "--cache", folder / "a.wav" / "cache")
+    assert (code, out) == (2, "") and "cannot be the folder of a cache" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"]])

@@ -142,6 +142,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: _edit_config(d, lambda c: c["head"].update(widths=[16, 8, 8])),
         "does not fit its config",
     ),
+    "sizes beyond any memory": (
+        lambda d: _edit_config(d, lambda c: c["encoders"]["text"].update(width=10**6, ngram_buckets=9 * 10**6)),
+        "does not fit its config",
+    ),
+    "tables beyond any memory": (
+        lambda d: _edit_config(d, lambda c: c["encoders"]["audio"].update(n_mels=10**6)),
+        "n_mels is 1000000, expected 1 to 4096",
+    ),
     "cut weights": (lambda d: _truncate(d / "model.safetensors"), "damaged or cut short"),
     "empty weights": (lambda d: (d / "model.safetensors").write_bytes(b""), "damaged or cut short"),
     "weights of text": (lambda d: (d / "model.safetensors").write_text("hello " * 99), "damaged or cut short"),
@@ -184,7 +192,7 @@ class _Payload:
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut", "other", "code"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut", "other", "code", "hollow"])
 def test_bad_head_file_is_refused_and_never_executed(tmp_path: Path, tiny_judge: RewardModel, kind: str) -> None:
     path, touched = tmp_path / "head.pt", tmp_path / "touched"
     if kind == "empty":
@@ -198,6 +206,8 @@ def test_bad_head_file_is_refused_and_never_executed(tmp_path: Path, tiny_judge:
         torch.save([1, 2], path)
     elif kind == "code":
         path.write_bytes(pickle.dumps(_Payload(touched)))
+    elif kind == "hollow":  # one stored number that stands for 4 TB
+        torch.save({**tiny_judge.head.state_dict(), "net.0.weight": torch.zeros(1).expand(10**6, 10**6)}, path)
     with pytest.raises(InputError, match=str(path)):
         load_head(path)
     assert not touched.exists()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tunejury import InputError, RewardModel, load_reward, save_audio
 from tunejury.checkpoints import read_state_dict
+from tunejury.encoders import build_encoder
 from tunejury.encoders.clap import ClapAudioEncoder, ClapTextEncoder
 from tunejury.encoders.mert import MertEncoder
 from tunejury.releases import PARTS, RELEASES
@@ -167,6 +168,7 @@ class _Payload:
 
 
 QKV = "module.audio_branch.layers.0.blocks.0.attn.qkv.weight"
+INDEX = "module.audio_branch.layers.0.blocks.0.attn.relative_position_index"
 NORM = "module.audio_branch.norm.weight"
 DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "other key": ("clap", lambda p: _edit(p, lambda s: s.update(other=torch.zeros(1))), "not a weight of CLAP"),
@@ -183,6 +185,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "fused CLAP model",
     ),
     "nan": ("clap", lambda p: _edit(p, lambda s: s[QKV].fill_(torch.nan)), "NaN"),
+    "table": ("clap", lambda p: _edit(p, lambda s: s[INDEX].fill_(399)), "is not the table that its config gives"),
     "cut": ("clap", lambda p: p.write_bytes(p.read_bytes()[:-900]), "damaged"),
     "code": ("clap", lambda p: p.write_bytes(pickle.dumps({"x": _Payload(p.with_name("touched"))})), "damaged"),
     "deepnorm": ("mert", lambda p: _config(p, deepnorm=True), "deepnorm is True, expected False"),
@@ -192,6 +195,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no preprocessor": ("mert", lambda p: (p / "preprocessor_config.json").unlink(), "does not exist"),
     "no weights": ("mert", lambda p: (p / "pytorch_model.bin").unlink(), "holds no weights"),
     "no vocabulary": ("roberta", lambda p: (p / "vocab.json").unlink(), "tokenizer.json does not exist"),
+    "merges of no text": ("roberta", lambda p: (p / "merges.txt").write_bytes(b"\xff a\n"), "merges.txt is no"),
     "other vocabulary": (
         "roberta",
         lambda p: (p / "vocab.json").write_text(json.dumps({str(i): i for i in range(999)})),
@@ -225,6 +229,13 @@ def test_damaged_part_is_named_in_one_line(released_files: Files, tmp_path: Path
         load_reward("tunejury", device="cpu", files={**released_files, part: copy})
     assert str(copy) in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "touched").exists()
+
+
+def test_value_that_transformers_refuses_is_a_mistake_in_the_config() -> None:
+    for config in ({"kind": "clap-text", "projection_hidden_act": 7}, {"kind": "mert", "layer_norm_eps": "x"}):
+        with pytest.raises(InputError, match=f"kind '{config['kind']}' cannot be built") as caught:
+            build_encoder(config)
+        assert "\n" not in str(caught.value)
 
 
 def test_unknown_part_and_files_without_a_release(released_files: Files, tiny_directory: Path) -> None:

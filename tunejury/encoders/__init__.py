@@ -109,8 +109,11 @@ def build_encoder(config: Mapping[str, Any]) -> nn.Module:
         for field, value in fields.items():
             _check_size(field, value)
         return cast(nn.Module, getattr(module, kind.encoder)(getattr(module, kind.config)(**fields)))
-    # a config is a file's content: whatever a constructor stumbles over in it is that file's fault
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+    except ImportError:
+        raise
+    # a config is a file's content: whatever a constructor stumbles over in it is that file's fault, and transformers'
+    # own checks raise what derives from Exception alone
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"an encoder of kind {config['kind']!r} cannot be built from its config: {reason}") from error
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunejury.encoders.linear import replace_linears
+
 SAMPLE_RATE = 48_000
 WINDOW = 480_000  # samples: the towers were trained on clips of exactly 10 s
 N_FFT = 1024
@@ -121,6 +123,7 @@ class ClapAudioEncoder(nn.Module):
         self.model = ClapAudioModelWithProjection(
             TowerConfig(projection_dim=config.dim, num_mel_bins=N_MELS, enable_fusion=False, **shape)
         )
+        replace_linears(self.model)
 
     def forward(self, wav: Tensor) -> Tensor:
         """Embed audio.
@@ -160,6 +163,7 @@ class ClapTextEncoder(nn.Module):
         self.model = ClapTextModelWithProjection(
             TowerConfig(projection_dim=config.dim, **{field: getattr(config, field) for field in TEXT_SHAPE})
         )
+        replace_linears(self.model)
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, int64 [B, tokens] each, padded to the longest of the prompts.

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LARGEST_FFT = 1 << 16  # samples
+MOST_FILTERS = 4096
 SEMITONE_BINS = 5  # fine bins per semitone: -40, -20, 0, +20 and +40 cents from the tempered pitch
 
 
@@ -47,6 +49,13 @@ class CompactAudioConfig:
     def __post_init__(self) -> None:
         for field in ("mel_channels", "pitch_channels"):  # JSON gives lists
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        # the filters are computed, not loaded: no weights would show that a config asks for tables of any size
+        for field, most in (
+            ("n_fft", LARGEST_FFT), ("pitch_n_fft", LARGEST_FFT), ("n_mels", MOST_FILTERS),
+            ("pitch_semitones", MOST_FILTERS // SEMITONE_BINS),
+        ):  # fmt: skip
+            if not 1 <= getattr(self, field) <= most:
+                raise ValueError(f"{field} is {getattr(self, field)}, expected 1 to {most}")
 
 
 def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
@@ -144,9 +153,11 @@ class CompactAudioEncoder(nn.Module):
         self.config = config
         self.name, self.license = config.name, config.license
         self.sample_rate, self.dim = config.sample_rate, config.dim
-        # derived from the config, so not in the weights file
-        self.register_buffer("mel", mel_filters(config.sample_rate, config.n_fft, config.n_mels), persistent=False)
-        pitch = pitch_filters(config.sample_rate, config.pitch_n_fft, config.pitch_lowest, config.pitch_semitones)
+        # derived from the config, so not in the weights file; their values are needed even where weights have none yet
+        with torch.device("cpu"):
+            mel = mel_filters(config.sample_rate, config.n_fft, config.n_mels)
+            pitch = pitch_filters(config.sample_rate, config.pitch_n_fft, config.pitch_lowest, config.pitch_semitones)
+        self.register_buffer("mel", mel, persistent=False)
         self._pitch_bins = int(pitch.sum(1).nonzero().max()) + 1  # FFT bins above the highest filter are never needed
         self.register_buffer("pitch", pitch[: self._pitch_bins].clone(), persistent=False)
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)

@@ -14,6 +14,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunejury.encoders.linear import replace_linears
+
 SAMPLE_RATE = 24_000
 
 # fields that carry the network's shape under the names transformers and the released config.json give them
@@ -75,6 +77,7 @@ class MertEncoder(nn.Module):
         shape = {field: getattr(config, field) for field in SHAPE}
         # no masking: it is a training loss's, and its embedding would be a weight that is never read
         self.model = HubertModel(HubertConfig(layerdrop=0.0, mask_time_prob=0.0, mask_feature_prob=0.0, **shape))
+        replace_linears(self.model)
         field = 1  # receptive field of one frame, in samples
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             field = (field - 1) * stride + kernel

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunejury.encoders.linear import replace_linears
 from tunejury.encoders.mulan import TowerTransformer
 
 SAMPLE_RATE = 24_000
@@ -171,6 +172,7 @@ class MuqAudioEncoder(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.tower_dim)
         self.transformer = _tower(config)
         self.to_latents = nn.Linear(config.tower_dim, config.dim)
+        replace_linears(self)
 
     def forward(self, wav: Tensor) -> Tensor:
         """Embed audio.
@@ -218,6 +220,7 @@ class MuqTextEncoder(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.tower_dim) if config.projected else nn.Identity()
         self.transformer = _tower(config)
         self.to_latents = nn.Linear(config.tower_dim, config.dim)
+        replace_linears(self)
 
     def tokenize(self, prompt: str) -> Tensor:
         """Token ids of a prompt, int64 [tokens].
