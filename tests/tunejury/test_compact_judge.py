@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tunejury import RewardModel, load_reward
 from tunejury.command_licenses import Licenses
+from tunejury.errors import InputError
 from tunejury.loading import HELD_OUT_REWARDS, KNOWN_REWARDS, reward_licenses
 
 SHIPPED = [name for name, known in KNOWN_REWARDS.items() if known.directory is not None]
@@ -51,6 +53,22 @@ def test_the_command_names_the_licence_of_every_part(judge: RewardModel, capsys:
     Licenses().run()
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert {part: license for name, part, license in lines if name == judge.config.name} == judge.licenses()
+
+
+def test_a_copy_in_a_folder_judges_alike_and_one_that_asks_for_any_memory_is_refused(
+    judge: RewardModel, music: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    judge.save_pretrained(tmp_path)
+    copy, wav = load_reward(tmp_path, device="cpu"), music(0, 16_000, 2.0)[None]
+    assert torch.equal(copy(wav, 16_000, ["calm piano"]), judge(wav, 16_000, ["calm piano"]))
+    assert torch.equal(copy.uncertainty(wav, 16_000), judge.uncertainty(wav, 16_000))
+    config = json.loads((tmp_path / "config.json").read_text())
+    for encoder in config["encoders"].values():
+        if encoder["kind"].endswith("-audio"):
+            encoder |= {name: 1 << 30 for name in encoder if name.endswith("n_fft")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="n_fft is 1073741824"):
+        load_reward(tmp_path)
 
 
 def test_batch_equals_singles_at_every_length(judge: RewardModel, music: Callable[..., Tensor]) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tunejury.encoders.compact_audio import power_spectrum
+from tunejury.encoders.compact_audio import LARGEST_FFT, MOST_FILTERS, power_spectrum
 
 FAST_PER_TOKEN = 4  # fast frames in one token, which has the time step of the tonal frames
 ROOT = 0.15  # exponent of the power: 60 dB become a factor of 8
@@ -51,6 +51,16 @@ class PatchAudioConfig:
     rhythm_bands: int = 6
     rhythms: int = 48
     """Modulation frequencies, from half a beat to 16 a second, equally spaced in octaves."""
+
+    def __post_init__(self) -> None:
+        # the filters are computed, not loaded: no weights would show that a config asks for tables of any size
+        pitches = self.octaves * self.pitches_per_octave
+        for what, size, most in (
+            ("fast_n_fft", self.fast_n_fft, LARGEST_FFT), ("tonal_n_fft", self.tonal_n_fft, LARGEST_FFT),
+            ("bands", self.bands, MOST_FILTERS), ("octaves * pitches_per_octave", pitches, MOST_FILTERS),
+        ):  # fmt: skip
+            if not 1 <= size <= most:
+                raise ValueError(f"{what} is {size}, expected 1 to {most}")
 
 
 def erb_filters(sample_rate: int, n_fft: int, bands: int) -> Tensor:
@@ -145,16 +155,18 @@ class PatchAudioEncoder(nn.Module):
         self.config = config
         self.name, self.license = config.name, config.license
         self.sample_rate, self.dim = config.sample_rate, config.dim
-        # derived from the config, so not in the weights file
+        # derived from the config, so not in the weights file; their values are needed even where weights have none yet
         rate, n_fft = config.sample_rate, config.tonal_n_fft
-        bells = pitch_bells(rate, n_fft, config.lowest, config.octaves, config.pitches_per_octave)
-        bands, moments = tuning_weights(rate, n_fft)
-        top = max(int(filters.abs().sum(1).nonzero().max()) for filters in (bells, bands)) + 1
-        for name, value in {
-            "erb": erb_filters(rate, config.fast_n_fft, config.bands),
-            "bells": bells[:top], "tuning_bands": bands[:top], "tuning_moments": moments[:top],
-            "fast_window": torch.hann_window(config.fast_n_fft), "tonal_window": torch.hann_window(n_fft),
-        }.items():  # fmt: skip
+        with torch.device("cpu"):
+            bells = pitch_bells(rate, n_fft, config.lowest, config.octaves, config.pitches_per_octave)
+            bands, moments = tuning_weights(rate, n_fft)
+            top = max(int(filters.abs().sum(1).nonzero().max()) for filters in (bells, bands)) + 1
+            tables = {
+                "erb": erb_filters(rate, config.fast_n_fft, config.bands),
+                "bells": bells[:top], "tuning_bands": bands[:top], "tuning_moments": moments[:top],
+                "fast_window": torch.hann_window(config.fast_n_fft), "tonal_window": torch.hann_window(n_fft),
+            }  # fmt: skip
+        for name, value in tables.items():
             self.register_buffer(name, value.clone(), persistent=False)
 
         pitches = config.octaves * config.pitches_per_octave
