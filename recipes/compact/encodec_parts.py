@@ -3,7 +3,7 @@
 EnCodec's strided layers have kernels of twice their stride: exactly the frames of a modified discrete cosine transform
 (Princen and Bradley, 1986). Each is started as that transform or its inverse, at signals so small that ELU is nearly
 linear. Then the untrained codec already is a transform coder, whose longest atoms last two of its frames; from random
-weights it would first have to learn to hold a tone over many short frames, which takes hours on a CPU.
+weights it would first have to learn to hold a tone over many short frames.
 """
 
 from __future__ import annotations
