@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from alignment.backbones.known import AUDIOCRAFT, FAMILIES, SHIPPED
+from alignment.backbones.known import AUDIOCRAFT, FAMILIES, SHIPPED, family_of
 from alignment.errors import InputError
 from alignment.interfaces import Backbone, GenerationSettings, LatentBackbone, Reward
 from alignment.strategies import network_evaluations
@@ -125,7 +125,9 @@ def check_latent_backbone(backbone: Backbone) -> LatentBackbone:
     """
     if isinstance(backbone, LatentBackbone):
         return backbone
-    known = [*SHIPPED, *(f"any {name}" for name in FAMILIES)]
+    # families of pipelines have latents, those of language models none
+    shipped = [name for name, model in SHIPPED.items() if family_of(model.directory) in FAMILIES.values()]
+    known = [*shipped, *(f"any {name}" for name in FAMILIES)]
     raise InputError(
         f"{backbone.name} has no initial latents to optimise (MusicGen and {AUDIOCRAFT}... models write tokens); "
         f"DITTO works with {', '.join(known)}"
