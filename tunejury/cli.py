@@ -7,6 +7,7 @@ Nothing heavy is imported before a subcommand runs, so that `--help` answers at 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
@@ -59,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         command.run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # who reads has seen enough, as `head` does; the interpreter is not to find that out again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2

@@ -225,3 +225,14 @@ def test_help_waits_for_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "score" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake() -> None:
+    program = "import sys\nfrom tunejury.cli import main\nsys.stdin.read()\nsys.exit(main(['licenses']))"
+    command = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert command.stdin is not None and command.stdout is not None and command.stderr is not None
+    command.stdout.close()
+    command.stdin.close()  # only now it writes
+    assert command.stderr.read() == b"" and command.wait() == 0
