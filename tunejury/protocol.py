@@ -193,6 +193,8 @@ def listen_windows(encoder: AudioEncoder, wav: Tensor, hearing: Hearing) -> Tens
     for length, group in groupby(spans, key=lambda span: span[1]):
         windows = torch.stack([wav[:, start : start + length] for start, _ in group], dim=1)  # [B, W, length]
         at_once = max(1, min(WINDOWS_PER_CALL, int(SECONDS_PER_CALL * encoder.sample_rate / length)))
+        if wav.device.type == "cpu" and not encoder.batches_on_cpu:
+            at_once = 1
         chunks = [encoder(chunk) for chunk in windows.flatten(0, 1).split(at_once)]
         embeddings.append(torch.cat(chunks).unflatten(0, windows.shape[:2]))
     return torch.cat(embeddings, dim=1)

@@ -123,6 +123,7 @@ def test_long_windows_are_given_few_at_a_time() -> None:
 
     class Counter:
         name, license, sample_rate, dim = "counter", "none", 100, 1
+        batches_on_cpu = True
 
         def __call__(self, wav: Tensor) -> Tensor:
             given.append((wav.shape[0], wav.shape[1]))

@@ -177,3 +177,21 @@ def test_shortened_products_of_the_caller_are_not_the_judges(
     finally:
         torch.set_float32_matmul_precision("highest")
         hook.remove()
+
+
+@pytest.mark.parametrize("duration", [3.0, 12.0])
+def test_large_encoders_hear_windows_one_by_one_on_a_cpu(judge: RewardModel, duration: float) -> None:
+    """So that the embeddings of a batch are those of its clips to the bit, however the products are multiplied."""
+    seen: list[int] = []
+    handles = [
+        judge.encoders[name].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        for name in ("clap-audio", "mert")
+    ]
+    wav = 0.1 * torch.randn(3, 1, int(48_000 * duration), generator=torch.Generator().manual_seed(0))
+    batch = judge.encode_audio(wav, 48_000)
+    singles = [judge.encode_audio(clip[None], 48_000) for clip in wav]
+    for handle in handles:
+        handle.remove()
+    assert set(seen) == {1}
+    for name, embeddings in batch.items():
+        assert torch.equal(embeddings, torch.cat([single[name] for single in singles])), name

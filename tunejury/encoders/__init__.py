@@ -24,6 +24,9 @@ class AudioEncoder(Protocol):
     sample_rate: int
     """Hz it listens at."""
     dim: int
+    batches_on_cpu: bool
+    """Whether it gains by hearing several windows at once on a CPU. A large one does not: its products fill the cores
+    with one window, and their last digits would depend on how many rows there are."""
 
     def __call__(self, wav: Tensor) -> Tensor:
         """wav [B, T] mono at `sample_rate`, T >= 1 -> [B, dim]."""

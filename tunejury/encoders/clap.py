@@ -109,6 +109,8 @@ class ClapFrontEnd(nn.Module):
 class ClapAudioEncoder(nn.Module):
     """Embeds up to 10 s of mono audio at 48 kHz: HTSAT, a projection, unit length."""
 
+    batches_on_cpu = False
+
     def __init__(self, config: ClapAudioConfig | None = None) -> None:
         super().__init__()
         from transformers import ClapAudioConfig as TowerConfig

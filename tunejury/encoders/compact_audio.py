@@ -147,6 +147,8 @@ class CompactAudioEncoder(nn.Module):
     window: Tensor
     pitch_window: Tensor
 
+    batches_on_cpu = True
+
     def __init__(self, config: CompactAudioConfig | None = None) -> None:
         super().__init__()
         config = config or CompactAudioConfig()

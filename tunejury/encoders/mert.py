@@ -65,6 +65,8 @@ class MertEncoder(nn.Module):
     padding.
     """
 
+    batches_on_cpu = False
+
     def __init__(self, config: MertConfig | None = None) -> None:
         super().__init__()
         from transformers import HubertConfig, HubertModel

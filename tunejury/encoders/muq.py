@@ -145,6 +145,8 @@ class ResidualConvolution(nn.Module):
 class MuqAudioEncoder(nn.Module):
     """Embeds up to 10 s of mono audio at 24 kHz."""
 
+    batches_on_cpu = False
+
     def __init__(self, config: MuqAudioConfig | None = None) -> None:
         super().__init__()
         from transformers import Wav2Vec2ConformerConfig

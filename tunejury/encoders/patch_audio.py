@@ -147,6 +147,8 @@ class PatchAudioEncoder(nn.Module):
     fast_window: Tensor
     tonal_window: Tensor
 
+    batches_on_cpu = True
+
     def __init__(self, config: PatchAudioConfig | None = None) -> None:
         super().__init__()
         config = config or PatchAudioConfig()
