@@ -316,7 +316,10 @@ class RewardModel(nn.Module):
     def reward(self, audio: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> Tensor:
         """Reward [B] from embeddings, which a caller may have kept; `forward` is the same from a waveform."""
         with full_precision(self.device):
-            rewards = self.head(self.features(audio, text))
+            features = self.features(audio, text)
+            # row by row on a CPU, whose products round one row and several differently
+            at_once = 1 if features.device.type == "cpu" else max(len(features), 1)
+            rewards = torch.cat([self.head(rows) for rows in features.split(at_once)])
             if self._calibration is None:
                 return rewards
             return rewards * self._calibration["scale"] - self._calibration["offset"]

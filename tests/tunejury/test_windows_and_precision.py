@@ -195,3 +195,6 @@ def test_large_encoders_hear_windows_one_by_one_on_a_cpu(judge: RewardModel, dur
     assert set(seen) == {1}
     for name, embeddings in batch.items():
         assert torch.equal(embeddings, torch.cat([single[name] for single in singles])), name
+    no_text = {"clap-text": torch.zeros(3, judge.encoders["clap-text"].dim)}
+    rewards = [judge.reward(single, {"clap-text": torch.zeros_like(no_text["clap-text"][:1])}) for single in singles]
+    assert torch.equal(judge.reward(batch, no_text), torch.cat(rewards))
