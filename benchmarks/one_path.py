@@ -121,7 +121,7 @@ def main(config: Config) -> None:
     # noise everywhere: beside silence a step that can be measured is no small one for a logarithm
     wavs = torch.stack([clip(config.duration, RATE) for _ in PROMPTS])
     wavs = (0.9 * wavs + 0.01 * torch.randn_like(wavs)).clamp(-0.99, 0.99)
-    wavs = ((wavs * 2**23).round() / 2**23).to(config.device)  # as a 24-bit file holds them: files and arrays are the same
+    wavs = ((wavs * 2**23).round() / 2**23).to(config.device)  # what a 24-bit file holds: files and arrays are the same
     judge = spread_judge(config, wavs)
     with tempfile.TemporaryDirectory() as folder:
         rows = compare_paths(judge, wavs, Path(folder))
