@@ -178,9 +178,7 @@ class DiffusionBackbone(DiffusionSampler):
         """Write the pipeline in diffusers' layout; an adapter must have been merged before."""
         self.pipeline.save_pretrained(directory)
 
-    def _draws(
-        self, clean: Tensor, generator: torch.Generator | Sequence[torch.Generator]
-    ) -> tuple[Noised, Tensor]:
+    def _draws(self, clean: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> tuple[Noised, Tensor]:
         """Latents in the pipeline's layout with noise, and a number [B] from 0 to 1 to drop prompts by."""
         if isinstance(generator, torch.Generator):
             noise = torch.randn(clean.shape, generator=generator).to(clean.device)

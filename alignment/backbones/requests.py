@@ -50,9 +50,7 @@ def generators_from(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
-def check_duration_and_guidance(
-    name: str, sample_rate: int, max_duration: float, duration: Any, guidance: Any
-) -> None:
+def check_duration_and_guidance(name: str, sample_rate: int, max_duration: float, duration: Any, guidance: Any) -> None:
     """
     Raises:
         InputError: a duration that is not positive or longer than the model goes, or a guidance scale that is negative

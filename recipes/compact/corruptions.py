@@ -203,7 +203,7 @@ def clicks(wav: Audio, strength: float, rng: np.random.Generator) -> Audio:
 
 def shuffled(wav: Audio, strength: float, rng: np.random.Generator) -> Audio:
     """Cut into pieces of 1 s down to 60 ms that are played in a random order."""
-    size = int(SAMPLE_RATE * 0.06 ** strength)
+    size = int(SAMPLE_RATE * 0.06**strength)
     pieces = [wav[i : i + size] for i in range(0, len(wav), size)]
     return np.concatenate([pieces[i] for i in rng.permutation(len(pieces))])
 
