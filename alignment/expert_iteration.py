@@ -37,9 +37,9 @@ class ExpertIterationConfig:
 
     num_rounds: int = 3
     num_candidates: int = 8
-    """Clips drawn for every training prompt in a round, with seeds that no other round has."""
+    """Clips drawn for every training prompt in a round, with seeds that no other prompt and no other round has."""
     num_evaluation_seeds: int = 4
-    """Clips of every held-out prompt, with the same seeds for the base and after each round."""
+    """Clips of every held-out prompt, with the same seeds for the base and after each round; no candidate has them."""
     learning_rates: tuple[float, ...] = (5e-4,)
     """Tried one after the other on the same experts; the best that breaks no budget goes on."""
     start_from: Literal["previous", "base"] = "previous"
@@ -182,7 +182,10 @@ def _iterate(
     stopped = f"all {config.num_rounds} rounds are done"
     for number in range(1, config.num_rounds + 1):
         set_adapter_state(backbone, policy)
-        pools = rounds.candidates(number, prompts)
+        # after the seeds of evaluation, which are nobody's to learn, and those of earlier rounds
+        taken = len(held_out_prompts) * config.num_evaluation_seeds
+        taken += (number - 1) * len(prompts) * config.num_candidates
+        pools = rounds.candidates(number, prompts, config.seed + taken)
         experts = select_experts(pools, config.selection)
         keys = {(expert.prompt_id, expert.candidate) for expert in experts}
         drawn = [candidate for pool in pools for candidate in pool]

@@ -66,11 +66,12 @@ class Rounds:
         self.steps_done = 0
         self._base: str | None = None
 
-    def candidates(self, number: int, prompts: Sequence[Prompt]) -> list[list[Candidate]]:
-        """The candidates of a round, by prompt. Their audio is judged and let go; what is learned of them stays."""
+    def candidates(self, number: int, prompts: Sequence[Prompt], seed: int) -> list[list[Candidate]]:
+        """The candidates of a round, by prompt, from `seed` on. Their audio is judged and let go; what is learned of
+        them stays.
+        """
         count = self.config.num_candidates
-        seed = self.config.seed + (number - 1) * count
-        items = [self._item(prompt, k, seed + k, f"round{number}") for prompt in prompts for k in range(count)]
+        items = self._items(prompts, count, seed, f"round{number}")
         name = f"{ROUND.format(number)}-candidates.jsonl"
         folder = self._drawn(number)
         done = self.driver.draft(name, items, lambda batch: self._make(batch, folder), {item.key for item in items})
@@ -185,8 +186,8 @@ class Rounds:
 
     def evaluate(self, name: str, prompts: Sequence[Prompt]) -> Heard:
         """Clips of the held-out prompts: the same seeds for every adapter."""
-        count, seed = self.config.num_evaluation_seeds, self.config.seed
-        items = [self._item(prompt, k, seed + k, f"trial{name}") for prompt in prompts for k in range(count)]
+        count = self.config.num_evaluation_seeds
+        items = self._items(prompts, count, self.config.seed, f"trial{name}")
         files = [f"{ROUND.format(name)}-{kind}.jsonl" for kind in ("evaluation", "embeddings")]
         known = {item.key for item in items}
         done = self.driver.final(items, lambda batch: self._make(batch, None), known, *files)
@@ -220,9 +221,14 @@ class Rounds:
             write_tensors(folder / name, {"targets": torch.stack(kept)}, {"keys": keys})
         return errors
 
-    def _item(self, prompt: Prompt, k: int, seed: int, kind: str) -> Item:
-        name = f"{file_stem(prompt.prompt_id)}_{k:02d}.{kind}.wav"
-        return Item(prompt, k, seed, self.run.audio / name, f"{AUDIO}/{name}")
+    def _items(self, prompts: Sequence[Prompt], count: int, seed: int, kind: str) -> list[Item]:
+        """`count` clips of each prompt, each with a seed of its own: clips of one seed are alike, whatever is asked."""
+        items = []
+        for place, prompt in enumerate(prompts):
+            for k in range(count):
+                name = f"{file_stem(prompt.prompt_id)}_{k:02d}.{kind}.wav"
+                items.append(Item(prompt, k, seed + place * count + k, self.run.audio / name, f"{AUDIO}/{name}"))
+        return items
 
     def _drawn(self, number: int) -> Path:
         return self.run.path / TRAINING / f"{ROUND.format(number)}-drawn"
