@@ -1,7 +1,8 @@
 """Choosing experts: the candidates of a round that are learned from.
 
-The best by reward over all prompts, with a floor under the number of different prompts among them: without it a prompt
-that the judge likes whatever is played would fill the set. Or the best few of each prompt.
+The best over all prompts by how far their reward is above their prompt's mean, with a floor under the number of
+different prompts among them. By the reward itself most experts would come from the prompts that the judge likes
+whatever is played, and be hardly better than what else is played there. Or the best few of each prompt.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
 
 from alignment.errors import InputError
 from alignment.interfaces import Candidate
@@ -20,6 +23,8 @@ class SelectionConfig:
 
     keep_fraction: float = 0.1
     """Of all candidates of a round."""
+    rank_by: Literal["advantage", "reward"] = "advantage"
+    """With keep_fraction: advantage is the reward above the mean of the prompt's candidates."""
     keep_per_prompt: int | None = None
     """So many of each prompt instead."""
     diversity_floor: float = 0.5
@@ -28,6 +33,8 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         if not 0 < self.keep_fraction <= 1:
             raise InputError(f"keep_fraction is {self.keep_fraction}; expected a number above 0 and up to 1")
+        if self.rank_by not in ("advantage", "reward"):
+            raise InputError(f"rank_by is {self.rank_by!r}; expected 'advantage' or 'reward'")
         if self.keep_per_prompt is not None and self.keep_per_prompt < 1:
             raise InputError(f"keep_per_prompt is {self.keep_per_prompt}; expected at least 1")
         if not 0 <= self.diversity_floor <= 1:
@@ -65,26 +72,34 @@ def select_experts(pools: Sequence[Sequence[Candidate]], config: SelectionConfig
         InputError: too few candidates have a reward.
     """
     order = {id(candidate): place for place, candidate in enumerate(c for pool in pools for c in pool)}
-    ranked_pools = [_ranked(pool) for pool in pools]
+    values = {id(c): value for pool in pools for c, value in _values(pool, config.rank_by)}
+
+    def ranked_of(candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those with a reward, the best first; sorting keeps equals in order."""
+        return sorted((c for c in candidates if id(c) in values), key=lambda c: -values[id(c)])
+
+    ranked_pools = [ranked_of(pool) for pool in pools]
     if config.keep_per_prompt is not None:
         chosen = [candidate for pool in ranked_pools for candidate in pool[: config.keep_per_prompt]]
         if not chosen:
             raise InputError("too few candidates: none has a reward")
         return sorted(chosen, key=lambda candidate: order[id(candidate)])
-    ranked = _ranked([candidate for pool in ranked_pools for candidate in pool])
+    ranked = ranked_of([candidate for pool in ranked_pools for candidate in pool])
     count = config.num_kept(len(ranked))
     if count < 1:
         raise InputError(
             f"too few candidates: keep_fraction {config.keep_fraction:g} of the {len(ranked)} that have a reward keeps "
             "none; draw more of them or keep a larger part"
         )
-    leaders = _ranked([pool[0] for pool in ranked_pools if pool])
+    leaders = ranked_of([pool[0] for pool in ranked_pools if pool])
     chosen = leaders[: math.ceil(config.diversity_floor * min(count, len(leaders)))]
     taken = {id(candidate) for candidate in chosen}
     chosen += [candidate for candidate in ranked if id(candidate) not in taken][: count - len(chosen)]
     return sorted(chosen, key=lambda candidate: order[id(candidate)])
 
 
-def _ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those with a reward, the best first; sorting keeps equals in order."""
-    return sorted((c for c in candidates if c.reward is not None), key=lambda c: -(c.reward or 0.0))
+def _values(pool: Sequence[Candidate], rank_by: str) -> list[tuple[Candidate, float]]:
+    """What the candidates of a prompt that have a reward are ranked by."""
+    scored = [(c, c.reward) for c in pool if c.reward is not None]
+    mean = fmean(reward for _, reward in scored) if scored and rank_by == "advantage" else 0.0
+    return [(c, reward - mean) for c, reward in scored]

@@ -26,8 +26,22 @@ def keys(experts: Sequence[Candidate]) -> list[tuple[str, int]]:
 
 def test_without_a_floor_the_best_of_all_are_kept() -> None:
     table = pools([9, 8, 7], [1, 2, 3], [4, None, 5])
-    kept = select_experts(table, SelectionConfig(keep_fraction=0.5, diversity_floor=0.0))
+    kept = select_experts(table, SelectionConfig(keep_fraction=0.5, diversity_floor=0.0, rank_by="reward"))
     assert keys(kept) == [("p0", 0), ("p0", 1), ("p0", 2), ("p2", 2)]  # half of the eight that have a reward
+
+
+def test_what_the_judge_thinks_of_a_prompt_chooses_nothing() -> None:
+    rng = np.random.default_rng(1)
+    table = rng.normal(size=(6, 8))
+    taste = 100 * rng.normal(size=(6, 1))
+    kept = [
+        keys(select_experts(pools(*rows.tolist()), SelectionConfig(keep_fraction=0.25)))
+        for rows in (table, table + taste)
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) == 12
+    above = table - table.mean(axis=1, keepdims=True)
+    best = sorted(np.ndindex(6, 8), key=lambda place: -above[place])[:6]
+    assert {(f"p{i}", k) for i, k in best} <= set(kept[0])
 
 
 def test_one_prompt_cannot_fill_the_set() -> None:
@@ -35,12 +49,12 @@ def test_one_prompt_cannot_fill_the_set() -> None:
     table = rng.normal(size=(12, 8))
     table[3] += 100  # a prompt that the judge likes whatever is played
     for floor in (0.25, 0.5, 1.0):
-        kept = select_experts(pools(*table.tolist()), SelectionConfig(keep_fraction=0.125, diversity_floor=floor))
+        kept = select_experts(pools(*table.tolist()), SelectionConfig(0.125, "reward", None, floor))
         assert len(kept) == 12 and len({expert.prompt_id for expert in kept}) >= 12 * floor
         # the floor is met by the best of the best prompts, the rest goes to the best
         assert ("p3", int(table[3].argmax())) in keys(kept)
     assert len({expert.prompt_id for expert in kept}) == 12
-    free = select_experts(pools(*table.tolist()), SelectionConfig(keep_fraction=1 / 12, diversity_floor=0.0))
+    free = select_experts(pools(*table.tolist()), SelectionConfig(1 / 12, "reward", None, 0.0))
     assert {expert.prompt_id for expert in free} == {"p3"}
 
 
