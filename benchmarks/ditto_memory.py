@@ -1,13 +1,13 @@
-"""What a gradient through the whole sampler costs: memory and time against the number of denoising steps.
+"""What a gradient of the reward through the whole sampler costs: memory and time against the number of denoising steps.
 
     python benchmarks/ditto_memory.py --output memory.json
 
 For each number of steps, with and without recomputing: bytes that are alive between the forward and the backward pass
 (what autograd saved and what checkpoints hold; of the models' own weights nothing), the same with the activations of
 the one denoiser call that is recomputed at a time, which is the peak of what steps can add, the resident memory of a
-process of its own at its peak, and seconds of one render with its backward pass, the median of several. Then the ratios
-that are to stay small: the peak at the most steps to that at the fewest, and the time with recomputing to that without,
-which is the median over pairs of renders made by turns in one process. A stopped run continues.
+process of its own at its peak, and seconds of one gradient (render, judge, backward pass), the median of several. Then
+the ratios that are to stay small: what is kept at the most steps to that at the fewest, and the time with recomputing
+to that without, the median over pairs of gradients taken by turns in one process. A stopped run continues.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from tqdm import tqdm
 
 from alignment import load_backbone
 from alignment.ditto_driver import peak_memory_bytes
+from tunejury import load_reward
 
 PROMPT = "a calm solo piano piece in a minor key"
 MIB = 2**20
-# what the peak at the most steps and the time with recomputing may be, beside those at the fewest and without
+# what memory at the most steps and the time with recomputing may be, beside those at the fewest and without
 MOST_GROWTH, MOST_TIME = 1.2, 1.5
 
 
@@ -43,6 +44,7 @@ class Config:
     """What to measure."""
 
     backbone: str = "compact-flow"
+    reward: str = "compact"
     duration: float | None = None
     """Seconds; the backbone's own if not given."""
     steps: tuple[int, ...] = (8, 16, 50)
@@ -59,8 +61,8 @@ class Config:
     """Steps, and what is measured in this process: the benchmark starts itself so."""
 
 
-def kept_between_passes(backbone: Any, wav_of: Any) -> tuple[int, torch.Tensor]:
-    """(bytes alive after the forward pass, the clip): each storage once, the models' weights left out."""
+def kept_between_passes(models: list[torch.nn.Module], reward_of: Any) -> int:
+    """Bytes alive after the forward pass: each storage once, the models' weights left out."""
     found: dict[int, int] = {}  # address -> bytes
 
     def note(each: torch.Tensor) -> torch.Tensor:
@@ -70,33 +72,36 @@ def kept_between_passes(backbone: Any, wav_of: Any) -> tuple[int, torch.Tensor]:
     gc.collect()
     before = {id(each) for each in gc.get_objects() if type(each) is torch.Tensor}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda each: each):
-        wav = wav_of()
+        reward = reward_of()
     for each in gc.get_objects():  # what checkpoints hold does not pass through the hooks
         if type(each) is torch.Tensor and id(each) not in before:
             note(each)
-    for part in backbone.pipeline.components.values():
-        for each in part.state_dict().values() if isinstance(part, torch.nn.Module) else ():
+    for model in models:
+        for each in model.state_dict(keep_vars=False).values():
             found.pop(each.untyped_storage().data_ptr(), None)
-    return sum(found.values()), wav
+    del reward  # and with it the graph, alive until here
+    return sum(found.values())
 
 
 def measure(config: Config, steps: int, kind: str) -> dict[str, Any]:
     backbone: Any = load_backbone(config.backbone)
+    judge = load_reward(config.reward, device="cpu")
+    models = [judge, *(part for part in backbone.pipeline.components.values() if isinstance(part, torch.nn.Module))]
     latents = backbone.initial_latents([0], config.duration)
     conditioning = backbone.encode_prompts([PROMPT], config.duration)
     checkpoint = kind == "recomputed"
 
-    def wav_of(checkpoint: bool = checkpoint) -> torch.Tensor:
+    def reward_of(checkpoint: bool = checkpoint, steps: int = steps) -> torch.Tensor:
         leaf = latents.clone().requires_grad_()
-        return backbone.render(leaf, conditioning, num_inference_steps=steps, checkpoint=checkpoint)
+        wav = backbone.render(leaf, conditioning, num_inference_steps=steps, checkpoint=checkpoint)
+        return judge(wav, backbone.sample_rate, [PROMPT]).sum()
 
     def seconds_of(checkpoint: bool) -> float:
         began = time.perf_counter()
-        wav_of(checkpoint).square().mean().backward()
+        reward_of(checkpoint).backward()
         return time.perf_counter() - began
 
-    # fills caches of position encodings, which stay
-    backbone.render(latents.clone().requires_grad_(), conditioning, num_inference_steps=1).sum().backward()
+    reward_of(steps=1).backward()  # fills caches of position encodings, which stay
     if kind == "both":
         seconds_of(False)  # the first pays for what the others do not
         pairs = [(seconds_of(True), seconds_of(False)) for _ in range(config.repeats)]
@@ -104,7 +109,7 @@ def measure(config: Config, steps: int, kind: str) -> dict[str, Any]:
     start = peak_memory_bytes()
     seconds = [seconds_of(checkpoint) for _ in range(config.repeats)]
     peak = peak_memory_bytes()
-    kept, _ = kept_between_passes(backbone, wav_of)
+    kept = kept_between_passes(models, reward_of)
     return {
         "steps": steps,
         "checkpoint": checkpoint,
@@ -116,7 +121,8 @@ def measure(config: Config, steps: int, kind: str) -> dict[str, Any]:
 
 
 def in_own_process(config: Config, steps: int, kind: str) -> dict[str, Any]:
-    flags = ["--backbone", config.backbone, "--repeats", config.repeats, "--case", steps, kind]
+    flags = ["--backbone", config.backbone, "--reward", config.reward, "--repeats", config.repeats]
+    flags += ["--case", steps, kind]
     if config.duration is not None:
         flags += ["--duration", config.duration]
     command = [sys.executable, __file__, *map(str, flags)]
@@ -166,13 +172,13 @@ def main(config: Config) -> None:
             f"| {row['steps']} | {'yes' if row['checkpoint'] else 'no'} | {row['kept_bytes'] / MIB:.2f} "
             f"| {peak / MIB:.2f} | {row['peak_memory_bytes'] / MIB:.0f} | {row['seconds']:.2f} |"
         )
-    bounds = dict(zip(ratios, (MOST_GROWTH, None, None, MOST_TIME), strict=True))
+    bounds = dict(zip(ratios, (MOST_GROWTH, MOST_GROWTH, None, MOST_TIME), strict=True))
     for name, ratio in ratios.items():
         told = "" if bounds[name] is None else f" (at most {bounds[name]}: {'yes' if ratio <= bounds[name] else 'NO'})"
         print(f"{name}: {ratio:.3f}{told}")
     if config.output:
-        results = {"backbone": config.backbone, "machine": machine, "call_bytes": call, "rows": rows, "ratios": ratios}
-        results["time_ratios"] = times
+        about = {"machine": machine, "backbone": config.backbone, "reward": config.reward}
+        results = {**about, "call_bytes": call, "rows": rows, "ratios": ratios, "time_ratios": times}
         config.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
