@@ -1,7 +1,8 @@
 """Expert iteration: draw candidates, keep the best, fine-tune an adapter on them, look at held-out prompts, repeat.
 
-Reward-ranked self-training (ReST-EM: Singh et al., arXiv 2312.06585), with a guard that stops it and returns
-the best round within the budgets. Nothing is remembered but files: run again, every phase finds what it had done, so a
+Reward-ranked self-training (after ReST-EM: Singh et al., arXiv 2312.06585), in which an expert is learned as what is
+preferred to the worst of its prompt (`finetuning`), with a guard that stops it and returns the best round within the
+budgets. Nothing is remembered but files: run again, every phase finds what it had done, so a
 run that was killed ends with the experts and the adapter of one that was not.
 """
 
@@ -16,7 +17,7 @@ from alignment.candidates import Judges
 from alignment.errors import InputError
 from alignment.expert_results import summarize, write_expert_report
 from alignment.expert_rounds import Rounds
-from alignment.experts import SelectionConfig, select_experts
+from alignment.experts import SelectionConfig, counterexamples_of, select_experts
 from alignment.finetuning import Log
 from alignment.interfaces import Embed, LoadAudio, Prompt, Reward, SaveAudio, TrainableBackbone
 from alignment.judging import Driver
@@ -65,6 +66,11 @@ class ExpertIterationConfig:
         rates = self.learning_rates
         if not rates or len(set(rates)) != len(rates) or not all(0 < rate < math.inf for rate in rates):
             raise InputError(f"learning_rates are {list(rates)}; expected one or more different positive numbers")
+        if self.training.preference_beta and self.num_candidates < 2:
+            raise InputError(
+                f"num_candidates is {self.num_candidates}; expected at least 2, an expert and what it is preferred to, "
+                "or preference_beta 0"
+            )
         if self.start_from not in ("previous", "base"):
             raise InputError(f"start_from is {self.start_from!r}; expected 'previous' or 'base'")
         if self.keep not in ("first", "all"):
@@ -187,10 +193,12 @@ def _iterate(
         taken += (number - 1) * len(prompts) * config.num_candidates
         pools = rounds.candidates(number, prompts, config.seed + taken)
         experts = select_experts(pools, config.selection)
-        keys = {(expert.prompt_id, expert.candidate) for expert in experts}
+        others = counterexamples_of(pools, experts) if config.training.preference_beta else None
         drawn = [candidate for pool in pools for candidate in pool]
-        records += [{"round": number, "expert": (c.prompt_id, c.candidate) in keys, **c.to_dict()} for c in drawn]
-        lesson = rounds.lesson(number, experts)
+        roles = {"expert": {id(c) for c in experts}, "counterexample": {id(c) for c in others or ()}}
+        for c in drawn:
+            records.append({"round": number, **{role: id(c) in ids for role, ids in roles.items()}, **c.to_dict()})
+        lesson = rounds.lesson(number, experts, others)
         scored = [candidate.reward for candidate in drawn if candidate.reward is not None]
         about = {
             "num_experts": len(experts),

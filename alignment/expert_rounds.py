@@ -77,8 +77,8 @@ class Rounds:
         done = self.driver.draft(name, items, lambda batch: self._make(batch, folder), {item.key for item in items})
         return [[done[prompt.prompt_id, k] for k in range(count)] for prompt in prompts]
 
-    def lesson(self, number: int, experts: Sequence[Candidate]) -> Lesson:
-        """What is learned of the experts, in one file; the other candidates' is removed.
+    def lesson(self, number: int, experts: Sequence[Candidate], others: Sequence[Candidate] | None) -> Lesson:
+        """What is learned of the experts, and of what they are preferred to, in one file; the rest is removed.
 
         Raises:
             InputError: something of the run is missing or damaged.
@@ -86,28 +86,32 @@ class Rounds:
         import torch
 
         path = self.run.path / TRAINING / f"{ROUND.format(number)}-experts.safetensors"
-        keys: list[list[Any]] = [[expert.prompt_id, expert.candidate] for expert in experts]
+        wanted = {"targets": experts} | ({} if others is None else {"counterexamples": others})
+        keys = {kind: [[each.prompt_id, each.candidate] for each in chosen] for kind, chosen in wanted.items()}
 
         def gather() -> None:
             folder = self._drawn(number)
             if not path.is_file():
                 found = {}
+                needed = {tuple(key) for chosen in keys.values() for key in chosen}
                 for shard in sorted(folder.glob("*.safetensors")):
                     tensors, about = read_tensors(shard)
-                    for row, (prompt_id, candidate) in enumerate(about["keys"]):
-                        if [prompt_id, candidate] in keys:
-                            found[prompt_id, candidate] = tensors["targets"][row].clone()
-                missing = [key for key in keys if tuple(key) not in found]
+                    for row, key in enumerate(map(tuple, about["keys"])):
+                        if key in needed:
+                            found[key] = tensors["targets"][row].clone()
+                missing = sorted(needed - set(found))
                 if missing:
-                    raise InputError(f"{folder} lacks {len(missing)} experts, first {missing[0]}; --overwrite")
-                write_tensors(path, {"targets": torch.stack([found[name, k] for name, k in keys])}, {"keys": keys})
+                    raise InputError(f"{folder} lacks {len(missing)} clips to learn, first {missing[0]}; --overwrite")
+                stacked = {kind: torch.stack([found[tuple(key)] for key in chosen]) for kind, chosen in keys.items()}
+                write_tensors(path, stacked, {"keys": keys})
             shutil.rmtree(folder, ignore_errors=True)
 
         agree(self.run.processes, gather)
         tensors, about = read_tensors(path)
         if about["keys"] != keys:
-            raise InputError(f"{path} holds other experts than the run's records give; --overwrite starts anew")
-        return Lesson(tensors["targets"], [expert.prompt for expert in experts], self.settings.duration)
+            raise InputError(f"{path} holds other clips than the run's records give; --overwrite starts anew")
+        prompts, duration = [expert.prompt for expert in experts], self.settings.duration
+        return Lesson(tensors["targets"], prompts, duration, tensors.get("counterexamples"))
 
     def train(self, number: int, k: int, rate: float, lesson: Lesson, experts: Sequence[Candidate]) -> dict[str, Any]:
         """Train the adapter from what it is set to, or read the one that was trained before.

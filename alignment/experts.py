@@ -21,7 +21,7 @@ from alignment.interfaces import Candidate
 class SelectionConfig:
     """Who is kept."""
 
-    keep_fraction: float = 0.1
+    keep_fraction: float = 0.25
     """Of all candidates of a round."""
     rank_by: Literal["advantage", "reward"] = "advantage"
     """With keep_fraction: advantage is the reward above the mean of the prompt's candidates."""
@@ -96,6 +96,24 @@ def select_experts(pools: Sequence[Sequence[Candidate]], config: SelectionConfig
     taken = {id(candidate) for candidate in chosen}
     chosen += [candidate for candidate in ranked if id(candidate) not in taken][: count - len(chosen)]
     return sorted(chosen, key=lambda candidate: order[id(candidate)])
+
+
+def counterexamples_of(pools: Sequence[Sequence[Candidate]], experts: Sequence[Candidate]) -> list[Candidate]:
+    """For each expert a candidate of its prompt that it is to be preferred to: the worst that are no experts, each once
+    if there are enough of them; where all are experts, the worst.
+
+    Args:
+        pools: the candidates of each prompt.
+        experts: some of them.
+    """
+    chosen = {id(expert) for expert in experts}
+    found: dict[int, Candidate] = {}
+    for pool in pools:
+        worst = sorted((c for c in pool if c.reward is not None), key=lambda c: c.reward or 0.0)
+        others = [c for c in worst if id(c) not in chosen] or worst[:1]
+        own = sorted((c for c in pool if id(c) in chosen), key=lambda c: -(c.reward or 0.0))
+        found |= {id(expert): others[place % len(others)] for place, expert in enumerate(own)}
+    return [found[id(expert)] for expert in experts]
 
 
 def _values(pool: Sequence[Candidate], rank_by: str) -> list[tuple[Candidate, float]]:

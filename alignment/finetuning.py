@@ -1,5 +1,12 @@
 """Fine-tuning an adapter on clips that a backbone made itself.
 
+Learning the best of one's own clips by their likelihood moves a model by all they happen to have in common, of which
+the reward is little. So by default each is set against the worst of its prompt: with l a family's own loss of a clip,
+now and with the adapter that drew it (ref), both for the same noise and times, a pair's loss is
+-log sigmoid(beta * ((l_ref - l)(expert) - (l_ref - l)(counterexample))). It is Diffusion-DPO (Wallace et al., arXiv
+2311.12908, equation 14) for diffusion and flows, and DPO (Rafailov et al., arXiv 2305.18290, equation 7), by the mean
+over tokens, for language models.
+
 A step's gradient is that of the mean loss over its batch, whatever number of parts or processes the batch is cut into:
 everything random in a clip's loss comes from a generator of its own, and the parts' gradients are summed. Between two
 sessions the state is in one file, so that a run that was killed ends with the adapter of one that was not.
@@ -10,8 +17,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +98,7 @@ class _Trainer:
         self.learning_rate, self.seed, self.processes = learning_rate, seed, processes
         self.parameters = adapter_parameters(backbone)
         self.average = {name: each.detach().clone() for name, each in self.parameters.items()}
+        self.reference = {name: each.detach().clone() for name, each in self.parameters.items()}
         values = list(self.parameters.values())
         self.optimizer = torch.optim.AdamW(values, lr=learning_rate, weight_decay=config.weight_decay)
         self.losses: list[float] = []
@@ -161,17 +169,44 @@ class _Trainer:
 
     def _loss(self, step: int, places: Sequence[int]) -> Tensor:
         import torch
+        from torch.nn.functional import logsigmoid
 
         rows = [self._row(step * self.config.train_batch_size + place) for place in places]
+        lesson = self.lesson
+        if lesson.counterexamples is None:
+            return self._clip_losses(lesson.targets[torch.tensor(rows)], rows, step, places).mean()
+        both = torch.cat([each[torch.tensor(rows)] for each in (lesson.targets, lesson.counterexamples)])
+        with torch.no_grad(), self._as_at_the_start():
+            reference = self._clip_losses(both, rows, step, places)
+        expert, other = (reference - self._clip_losses(both, rows, step, places)).chunk(2)
+        return -logsigmoid(self.config.preference_beta * (expert - other)).mean()
+
+    def _clip_losses(self, targets: Tensor, rows: Sequence[int], step: int, places: Sequence[int]) -> Tensor:
+        """Losses of clips [B or 2 B, ...]; the counterexamples share the noise, times and dropped prompts of theirs."""
+        import torch
+
+        times = len(targets) // len(rows)
+        rows, places = list(rows) * times, list(places) * times
         heard = [self.lesson.prompts[row] for row in rows] if self.conditioning is None else None
         with self.autocast:
-            return self.backbone.training_loss(
-                self.lesson.targets[torch.tensor(rows)],
+            return self.backbone.clip_losses(
+                targets,
                 heard if self.conditioning is None else self.conditioning.select(rows),  # type: ignore[arg-type]
                 [torch.Generator().manual_seed(mixed_seed(self.seed, step, place)) for place in places],
                 self.lesson.duration,
                 condition_dropout=self.config.condition_dropout,
             )
+
+    @contextmanager
+    def _as_at_the_start(self) -> Iterator[None]:
+        now = {name: each.data for name, each in self.parameters.items()}
+        try:
+            for name, each in self.parameters.items():
+                each.data = self.reference[name]
+            yield
+        finally:
+            for name, each in self.parameters.items():
+                each.data = now[name]
 
     def _row(self, place: int) -> int:
         """Which clip is the n-th to be learned: all of them in a new order, again and again."""

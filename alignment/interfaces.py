@@ -237,24 +237,23 @@ class TrainableBackbone(Backbone, Protocol):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> torch.Tensor:
-        """What `training_loss` learns of the clips that `generate` makes for these seeds, on the CPU."""
+        """What is learned of the clips that `generate` makes for these seeds, on the CPU."""
         ...
 
     def decode_targets(self, targets: torch.Tensor, duration: float | None = None) -> torch.Tensor:
         """Their sound, wav [B, C, T] on the CPU in [-1, 1]: `generate`'s."""
         ...
 
-    def training_loss(
+    def clip_losses(
         self,
         targets: torch.Tensor,
         prompts: Sequence[str] | Conditioning,
         generator: torch.Generator | Sequence[torch.Generator],
         duration: float | None = None,
         *,
-        weights: torch.Tensor | None = None,
         condition_dropout: float = 0.1,
     ) -> torch.Tensor:
-        """The family's own loss, a scalar: the mean over the batch of each clip's loss times its weight.
+        """The family's own training loss of each clip [B].
 
         generator: on the CPU; everything random in the loss comes from it. One for each clip, and a clip's loss does
             not depend on its batch.

@@ -21,6 +21,9 @@ class DivergedError(RuntimeError):
 class FineTuningConfig:
     """How an adapter learns: AdamW, a linear warm-up, then a constant rate."""
 
+    preference_beta: float = 300.0
+    """How sharply an expert is preferred to the worst clip of its prompt (DPO's beta, for the family's own loss); 0
+    learns the experts by themselves."""
     num_steps: int = 100
     train_batch_size: int = 8
     """Clips in a step, over all processes."""
@@ -44,6 +47,8 @@ class FineTuningConfig:
         for name in ("num_steps", "train_batch_size", "gradient_accumulation_steps", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 <= self.preference_beta < math.inf:
+            raise InputError(f"preference_beta is {self.preference_beta}; expected a finite number of at least 0")
         if self.warmup_steps < 0:
             raise InputError(f"warmup_steps is {self.warmup_steps}; expected at least 0")
         if not 0 <= self.weight_decay < math.inf or not 0 < self.max_grad_norm:
@@ -57,8 +62,11 @@ class FineTuningConfig:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is learned: targets [N, ...] as `generate_targets` gives them, their N prompts, seconds of a clip."""
+    """What is learned: targets [N, ...] as `generate_targets` gives them, their N prompts, seconds of a clip, and what
+    each is to be preferred to, [N, ...] too; None learns the targets by themselves.
+    """
 
     targets: Tensor
     prompts: Sequence[str]
     duration: float
+    counterexamples: Tensor | None = None

@@ -271,9 +271,9 @@ def adapter_effect(
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             if applied:
-                loss = backbone.training_loss(targets, prompts, generator, duration, condition_dropout=0.0)
+                loss = backbone.clip_losses(targets, prompts, generator, duration, condition_dropout=0.0)
             else:
                 with module.disable_adapter():
-                    loss = backbone.training_loss(targets, prompts, generator, duration, condition_dropout=0.0)
-        losses.append(float(loss))
+                    loss = backbone.clip_losses(targets, prompts, generator, duration, condition_dropout=0.0)
+        losses.append(float(loss.mean()))
     return losses[0], losses[1]

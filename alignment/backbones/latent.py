@@ -120,17 +120,16 @@ class DiffusionBackbone(DiffusionSampler):
         )
         return wav.to("cpu", torch.float32).clamp(-1, 1)
 
-    def training_loss(
+    def clip_losses(
         self,
         targets: Tensor,
         prompts: Sequence[str] | Conditioning,
         generator: torch.Generator | Sequence[torch.Generator],
         duration: float | None = None,
         *,
-        weights: Tensor | None = None,
         condition_dropout: float = 0.1,
     ) -> Tensor:
-        """The family's own loss on clean latents, differentiable to the denoiser's parameters that require it.
+        """The family's own loss of each clip, differentiable to the denoiser's parameters that require it.
 
         Args:
             targets: [B, D, L] as from `generate_targets`.
@@ -138,12 +137,11 @@ class DiffusionBackbone(DiffusionSampler):
             generator: on the CPU; noise, times and dropped prompts come from it alone, in this order. One for each
                 clip, and a clip's loss does not depend on its batch.
             duration: seconds of the clips.
-            weights: [B], of each clip; None is 1.
             condition_dropout: probability with which a clip is learned without its prompt, as guidance needs; no
                 matter for a checkpoint that knows no guidance.
 
         Returns:
-            scalar float32: the mean over the batch of weight times mean squared error.
+            mean squared error [B], float32.
 
         Raises:
             InputError: shapes that do not fit, or a dropout that is no probability.
@@ -151,8 +149,6 @@ class DiffusionBackbone(DiffusionSampler):
         conditioning = self._conditioning(prompts, duration)
         size = len(conditioning.prompts)
         self._check_latents(targets, conditioning, "targets")
-        if weights is not None and weights.shape != (size,):
-            raise InputError(f"weights have shape {list(weights.shape)}; expected [{size}], one per clip")
         if not 0 <= condition_dropout < 1:
             raise InputError(f"condition_dropout is {condition_dropout}; expected a number from 0 to below 1")
         denoiser = self.trainable_module
@@ -172,7 +168,7 @@ class DiffusionBackbone(DiffusionSampler):
             replaced = {self.sample_argument: noised.noisy[rows].to(dtype), **dict.fromkeys(self.time_arguments, time)}
             error = predict(denoiser, call, replaced).float() - noised.target[rows]
             losses = losses.index_put((torch.tensor(rows, device=device),), error.square().flatten(1).mean(dim=1))
-        return (losses if weights is None else losses * weights.to(losses)).mean()
+        return losses
 
     def save_pretrained(self, directory: Path) -> None:
         """Write the pipeline in diffusers' layout; an adapter must have been merged before."""

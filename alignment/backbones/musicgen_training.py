@@ -71,7 +71,7 @@ def token_losses(decoder: Any, codes: Tensor, states: Tensor, mask: Tensor | Non
     return torch.stack(of_codebooks).mean(dim=0)
 
 
-def training_loss(
+def clip_losses(
     backbone: MusicgenBackbone,
     prompts: Sequence[str],
     codes: Tensor,
@@ -192,28 +192,24 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
         wav = self.decode(targets.to(self.model.decoder.device))
         return wav[..., : int(self.resolve(duration).duration * self.sample_rate)].to("cpu", torch.float32).clamp(-1, 1)
 
-    def training_loss(
+    def clip_losses(
         self,
         targets: Tensor,
         prompts: Sequence[str] | Conditioning,
         generator: torch.Generator | Sequence[torch.Generator],
         duration: float | None = None,
         *,
-        weights: Tensor | None = None,
         condition_dropout: float = CONDITION_DROPOUT,
     ) -> Tensor:
-        """Mean over the batch of weight times cross-entropy in nats per token; see `training_loss` of this module.
+        """Cross-entropy of each clip [B] in nats per token; see `clip_losses` of this module.
 
         Raises:
             InputError: shapes that do not fit, clips too short, or a dropout that is no probability.
         """
         texts = list(prompts.prompts if isinstance(prompts, Conditioning) else prompts)
-        if weights is not None and weights.shape != (len(texts),):
-            raise InputError(f"weights have shape {list(weights.shape)}; expected [{len(texts)}], one per clip")
         if not 0 <= condition_dropout < 1:
             raise InputError(f"condition_dropout is {condition_dropout}; expected a number from 0 to below 1")
-        losses = training_loss(self, texts, targets, condition_dropout=condition_dropout, generator=generator)
-        return (losses if weights is None else losses * weights.to(losses)).mean()
+        return clip_losses(self, texts, targets, condition_dropout=condition_dropout, generator=generator)
 
     def save_pretrained(self, directory: Path) -> None:
         """Write model and tokenizer in transformers' layout; an adapter must have been merged before."""

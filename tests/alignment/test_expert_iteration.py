@@ -175,17 +175,17 @@ def test_a_later_round_that_breaks_a_budget_leaves_the_earlier_one(iterate: Make
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_what_it_has(iterate: Make, make: Make, tmp_path: Path) -> None:
     backbone = make()
-    loss, calls = backbone.training_loss, []
+    loss, calls = backbone.clip_losses, []
 
     def spoiled(*arguments: Any, **options: Any) -> Tensor:
         calls.append(1)
         value: Tensor = loss(*arguments, **options)
         return value * (torch.nan if torch.is_grad_enabled() else 1.0)
 
-    backbone.training_loss = spoiled
+    backbone.clip_losses = spoiled
     summary = iterate(replace(CONFIG, num_rounds=2), backbone)
     assert "not finite in step 1 of 3 at learning rate 0.001" in summary["stopped_because"]
-    assert summary["selected_round"] == 0 and summary["rounds"][0]["adapter"] is None and len(calls) == 1
+    assert summary["selected_round"] == 0 and summary["rounds"][0]["adapter"] is None and len(calls) == 2
     assert "not finite" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -195,7 +195,7 @@ def test_interrupted_in_any_phase_it_ends_as_if_it_had_not_been(
 ) -> None:
     whole = iterate(name="whole")
     backbone, drawn, wav_made, trained = make(), [], [], []
-    targets, wav, loss = backbone.generate_targets, backbone.generate, backbone.training_loss
+    targets, wav, loss = backbone.generate_targets, backbone.generate, backbone.clip_losses
 
     def draw(*arguments: Any, **options: Any) -> Tensor:
         drawn.append(1)
@@ -218,7 +218,7 @@ def test_interrupted_in_any_phase_it_ends_as_if_it_had_not_been(
         value: Tensor = loss(*arguments, **options)
         return value
 
-    backbone.generate_targets, backbone.generate, backbone.training_loss = draw, generate, learn
+    backbone.generate_targets, backbone.generate, backbone.clip_losses = draw, generate, learn
     with pytest.raises(KeyboardInterrupt):
         iterate(backbone=backbone)
     again = iterate()

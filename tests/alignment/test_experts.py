@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from alignment.errors import InputError
-from alignment.experts import SelectionConfig, select_experts
+from alignment.experts import SelectionConfig, counterexamples_of, select_experts
 from alignment.interfaces import Candidate
 from alignment.overoptimization import HELD_OUT, BudgetConfig, Guard, Heard, pareto_front
 
@@ -56,6 +56,16 @@ def test_one_prompt_cannot_fill_the_set() -> None:
     assert len({expert.prompt_id for expert in kept}) == 12
     free = select_experts(pools(*table.tolist()), SelectionConfig(1 / 12, "reward", None, 0.0))
     assert {expert.prompt_id for expert in free} == {"p3"}
+
+
+def test_an_expert_is_preferred_to_the_worst_of_its_prompt() -> None:
+    table = pools([1, 3, 2, 0], [None, 5, 4, None], [7, 6, 9, 8])
+    experts = select_experts(table, SelectionConfig(keep_per_prompt=2))
+    assert keys(experts) == [("p0", 1), ("p0", 2), ("p1", 1), ("p1", 2), ("p2", 2), ("p2", 3)]
+    # the best is set against the worst, each once; where all are experts, against the worst of them
+    assert keys(counterexamples_of(table, experts)) == [
+        ("p0", 3), ("p0", 0), ("p1", 2), ("p1", 2), ("p2", 1), ("p2", 0),
+    ]  # fmt: skip
 
 
 def test_the_best_few_of_each_prompt() -> None:

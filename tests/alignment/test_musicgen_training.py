@@ -12,9 +12,9 @@ from alignment.backbones.musicgen import MusicgenBackbone
 from alignment.backbones.musicgen_training import (
     LORA_TARGETS,
     TrainableMusicgenBackbone,
+    clip_losses,
     delayed,
     encode_audio,
-    training_loss,
 )
 from alignment.errors import InputError, NonFiniteAudioError
 from alignment.interfaces import TrainableBackbone
@@ -42,7 +42,7 @@ def test_the_delay_pattern() -> None:
 def test_the_loss_is_the_one_of_the_models_class(backbone: MusicgenBackbone) -> None:
     """transformers' own, clip by clip, for it does not ignore a padding of MusicGen-melody's prompts."""
     codes, model = drawn(backbone), backbone.model
-    losses = training_loss(backbone, PROMPTS, codes, condition_dropout=0.0).detach()
+    losses = clip_losses(backbone, PROMPTS, codes, condition_dropout=0.0).detach()
     # transformers 5 looks for this name, which its configuration lacks
     model.config.decoder.decoder_start_token_id = 32
     delays = [k // backbone.channels for k in range(codes.shape[1])]
@@ -61,7 +61,7 @@ def test_the_loss_is_the_probability_with_which_the_tokens_are_drawn(backbone: M
     codes = backbone.begin(PROMPTS[:1], [5], settings).tokens(12)
     sampled = torch.stack(seen[: 12 * len(heads)]).view(12, len(heads), -1)
     seen.clear()
-    training_loss(backbone, PROMPTS[:1], codes, condition_dropout=0.0)
+    clip_losses(backbone, PROMPTS[:1], codes, condition_dropout=0.0)
     trained = torch.stack(seen, dim=2)[0]
     for hook in hooks:
         hook.remove()
@@ -71,11 +71,11 @@ def test_the_loss_is_the_probability_with_which_the_tokens_are_drawn(backbone: M
 def test_prompts_are_left_out_as_often_as_asked(backbone: MusicgenBackbone) -> None:
     codes = drawn(backbone)
     with torch.no_grad():
-        heard = training_loss(backbone, PROMPTS, codes, condition_dropout=0.0)
-        unheard = training_loss(backbone, PROMPTS, codes, condition_dropout=1.0)
-        others = training_loss(backbone, [*PROMPTS[1:], "drums"], codes, condition_dropout=1.0)
+        heard = clip_losses(backbone, PROMPTS, codes, condition_dropout=0.0)
+        unheard = clip_losses(backbone, PROMPTS, codes, condition_dropout=1.0)
+        others = clip_losses(backbone, [*PROMPTS[1:], "drums"], codes, condition_dropout=1.0)
         generator = torch.Generator().manual_seed(2)
-        half = training_loss(backbone, PROMPTS, codes, condition_dropout=0.5, generator=generator)
+        half = clip_losses(backbone, PROMPTS, codes, condition_dropout=0.5, generator=generator)
     left_out = torch.rand(4, generator=torch.Generator().manual_seed(2)) < 0.5
     assert 0 < left_out.sum() < 4 and (heard - unheard).abs().min() > 1e-4
     assert torch.allclose(half, torch.where(left_out, unheard, heard), atol=1e-5)
@@ -99,7 +99,7 @@ def test_lora_learns_its_tokens_and_nothing_else_moves(backbone: MusicgenBackbon
     optimizer = torch.optim.AdamW(adapter.values(), lr=1e-2, weight_decay=0.0)
     losses = []
     for _ in range(12):
-        loss = training_loss(backbone, PROMPTS, codes, generator=torch.Generator().manual_seed(0)).mean()
+        loss = clip_losses(backbone, PROMPTS, codes, generator=torch.Generator().manual_seed(0)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,9 +124,9 @@ def test_audio_becomes_the_tokens_of_its_codec(backbone: MusicgenBackbone) -> No
 
 def test_what_does_not_fit_is_named(backbone: MusicgenBackbone) -> None:
     with pytest.raises(InputError, match="more than 3 frames"):
-        training_loss(backbone, PROMPTS, drawn(backbone, 3))
+        clip_losses(backbone, PROMPTS, drawn(backbone, 3))
     with pytest.raises(InputError, match="codes have shape"):
-        training_loss(backbone, PROMPTS[:2], drawn(backbone))
+        clip_losses(backbone, PROMPTS[:2], drawn(backbone))
     with pytest.raises(InputError, match="wav has shape"):
         encode_audio(backbone, torch.zeros(1, 3, 100))
 
@@ -149,24 +149,18 @@ def test_is_trainable(make_musicgen: Make) -> None:
         assert torch.equal(backbone.decode_targets(targets), backbone.generate(PROMPTS, range(4)))
 
 
-def test_the_batch_loss_is_the_mean_of_the_weighted_clips(make_musicgen: Make) -> None:
+def test_a_clips_loss_does_not_depend_on_its_batch(make_musicgen: Make) -> None:
     backbone = trainable(make_musicgen)
     targets = backbone.generate_targets(PROMPTS, range(4))
-    clips = training_loss(backbone, PROMPTS, targets, condition_dropout=0.0)
-    weights = torch.tensor([1.0, 0.0, 3.0, -1.0])
-    got = backbone.training_loss(targets, PROMPTS, generator(), weights=weights, condition_dropout=0.0)
-    assert torch.allclose(got, (clips * weights).mean())
     own = [generator(seed) for seed in range(4)]
-    together = backbone.training_loss(targets, PROMPTS, own, condition_dropout=0.5)
+    together = backbone.clip_losses(targets, PROMPTS, own, condition_dropout=0.5)
     alone = [
-        backbone.training_loss(targets[row : row + 1], PROMPTS[row : row + 1], [generator(row)], condition_dropout=0.5)
+        backbone.clip_losses(targets[row : row + 1], PROMPTS[row : row + 1], [generator(row)], condition_dropout=0.5)
         for row in range(4)
     ]
-    assert torch.allclose(together, torch.stack(alone).mean(), rtol=1e-5)
-    with pytest.raises(InputError, match=r"weights have shape \[2\]; expected \[4\]"):
-        backbone.training_loss(targets, PROMPTS, generator(), weights=torch.ones(2))
+    assert torch.allclose(together, torch.cat(alone), rtol=1e-5)
     with pytest.raises(InputError, match="condition_dropout is 1.5"):
-        backbone.training_loss(targets, PROMPTS, generator(), condition_dropout=1.5)
+        backbone.clip_losses(targets, PROMPTS, generator(), condition_dropout=1.5)
 
 
 def test_tokens_from_logits_that_are_not_finite_are_refused(make_musicgen: Make) -> None:
