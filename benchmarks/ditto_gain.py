@@ -119,6 +119,9 @@ def tell(config: Config, settings: DittoConfig, results: dict[str, Any], num_pro
         for name, turn in row["turns"].items():
             print(f"{name}: highest at step {turn['step']} of {row['steps']}, {turn['gain']:+.3f}, where the ", end="")
             print(f"reward has gained {turn['reward_gain']:+.3f}; {turn['end']:+.3f} in the end")
+        own = row["own_turn"]
+        print(f"held_out, each clip's own highest: step {own['step']:.1f} on average, {own['gain']:+.3f}, ", end="")
+        print(f"where the reward has gained {own['reward_gain']:+.3f}")
         print(f"the defaults ended at {row['defaults_reward_gain']:+.3f} of the reward")
     if "equal_compute" in results:
         row = results["equal_compute"]

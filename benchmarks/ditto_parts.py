@@ -161,8 +161,9 @@ def defaults(bench: Bench, settings: DittoConfig, prompts: Sequence[Prompt]) -> 
 def overoptimization(
     bench: Bench, settings: DittoConfig, prompts: Sequence[Prompt], steps: int, first_run: dict[str, Any]
 ) -> dict[str, Any]:
-    """Part 2. A judge turns at the step where its mean is highest; the defaults ended at the reward's mean gain of the
-    same clips, which is compared with the reward's gain at that step: the steps of two schedules are not alike.
+    """Part 2. A judge turns where it is highest: the mean over clips, and each clip by itself. The defaults stop a clip
+    by its own curve, so their gain of the reward is compared with that at the clips' own turns: the reward's, as the
+    steps of two schedules are not alike.
     """
     long = replace(settings, num_optimization_steps=steps, schedule="constant", patience=steps + 1)
     noting = Overheard(bench.held_out, bench.listener, steps + 1, bench.root / "long-listener.jsonl")
@@ -178,12 +179,19 @@ def overoptimization(
         turns[name] = {"step": step, "gain": curve["mean"][step], "end": curve["mean"][-1], "reward_gain": reward}
     same = {prompt.prompt_id for prompt in prompts}
     ended = gains([{"prompts": [e for e in first_run["prompts"] if e["prompt_id"] in same]}], *REWARDS)["gain"]
+    own = []
+    for entry in run["prompts"]:
+        step = int(np.argmax(entry["held_out_rewards"]))
+        reward, held_out = (entry[name][step] - entry[name][0] for name in ("rewards", "held_out_rewards"))
+        own.append({"step": step, "reward_gain": reward, "gain": held_out})
+    own_turn = {name: float(np.mean([each[name] for each in own])) for name in own[0]}
     return {
         "curves": curves,
         "turns": turns,
+        "own_turn": own_turn,
         "steps": steps,
         "defaults_reward_gain": ended,
-        "defaults_end_before": bool(ended <= turns["held_out"]["reward_gain"]),
+        "defaults_end_before": bool(ended <= own_turn["reward_gain"]),
         "seconds": run["seconds"]["total"],
     }
 
@@ -245,5 +253,6 @@ def checks(results: dict[str, Any]) -> dict[str, bool]:
         "and on at least 70 % of clips": held_out["share_improved"] >= 0.7,
     }
     if "overoptimization" in results:
-        found["the defaults end before the held-out judge turns"] = results["overoptimization"]["defaults_end_before"]
+        end_before = results["overoptimization"]["defaults_end_before"]
+        found["the defaults end before a clip's held-out judge turns, on average"] = end_before
     return found
