@@ -65,6 +65,10 @@ class Score:
         from tunejury.embedding_cache import EmbeddingCache
         from tunejury.scoring import find_items
 
+        if self.overwrite and self.output is None:
+            raise InputError("--overwrite begins the file of --output anew, expected --output too")
+        if self.json and self.output is not None:
+            raise InputError("--json prints the rewards, expected no --output, or --output with a name ending in .jsonl")
         items = find_items(self.clips, self.prompt)
         check_spares_inputs(self.output, self.clips, items)
         model = load_judge(

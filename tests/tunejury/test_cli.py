@@ -209,6 +209,15 @@ def test_place_that_cannot_be_written_is_told_before_the_work(
     }
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--overwrite"], "expected --output too"), (["--json", "--output", "scores.jsonl"], "expected no --output")],
+)
+def test_flag_that_would_do_nothing_is_refused(score: Any, folder: Path, flags: list[str], message: str) -> None:
+    code, out, err = score(folder / "z.wav", *flags)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+
+
 def test_cache_that_cannot_be_is_one_line(score: Any, folder: Path) -> None:
     code, out, err = score(folder / "z.wav", "--cache", folder / "a.wav" / "cache")
     assert (code, out) == (2, "") and "cannot be the folder of a cache" in err and err.count("\n") == 1
