@@ -68,7 +68,7 @@ class Score:
         if self.overwrite and self.output is None:
             raise InputError("--overwrite begins the file of --output anew, expected --output too")
         if self.json and self.output is not None:
-            raise InputError("--json prints the rewards, expected no --output, or --output with a name ending in .jsonl")
+            raise InputError("--json prints rewards, expected no --output; with one, name it .jsonl")
         items = find_items(self.clips, self.prompt)
         check_spares_inputs(self.output, self.clips, items)
         model = load_judge(
