@@ -2,7 +2,7 @@
 
 Learning the best of one's own clips by their likelihood moves a model by all they happen to have in common, of which
 the reward is little. So by default each is set against the worst of its prompt: with l a family's own loss of a clip,
-now and with the adapter that drew it (ref), both for the same noise and times, a pair's loss is
+now and as training began (ref), both for the same noise and times, a pair's loss is
 -log sigmoid(beta * ((l_ref - l)(expert) - (l_ref - l)(counterexample))). It is Diffusion-DPO (Wallace et al., arXiv
 2311.12908, equation 14) for diffusion and flows, and DPO (Rafailov et al., arXiv 2305.18290, equation 7), by the mean
 over tokens, for language models.

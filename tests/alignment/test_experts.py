@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from alignment.errors import InputError
+from alignment.expert_iteration import ExpertIterationConfig
 from alignment.experts import SelectionConfig, counterexamples_of, select_experts
 from alignment.interfaces import Candidate
+from alignment.lessons import FineTuningConfig
 from alignment.overoptimization import HELD_OUT, BudgetConfig, Guard, Heard, pareto_front
 
 
@@ -84,6 +86,14 @@ def test_too_few_candidates_are_told_early(config: SelectionConfig, prompts: int
     with pytest.raises(InputError, match=named):
         config.check(prompts, candidates)
     SelectionConfig(keep_fraction=0.3).check(1, 10)
+
+
+def test_a_preference_needs_two_candidates() -> None:
+    with pytest.raises(InputError, match="num_candidates is 1; expected at least 2"):
+        ExpertIterationConfig(num_candidates=1)
+    ExpertIterationConfig(num_candidates=1, training=FineTuningConfig(preference_beta=0.0))
+    with pytest.raises(InputError, match="preference_beta is -1"):
+        FineTuningConfig(preference_beta=-1.0)
 
 
 def test_too_few_candidates_that_did_not_fail() -> None:
