@@ -37,7 +37,7 @@ class ExpertIterationConfig:
     """How the loop runs."""
 
     num_rounds: int = 3
-    num_candidates: int = 8
+    num_candidates: int = 10
     """Clips drawn for every training prompt in a round, with seeds that no other prompt and no other round has."""
     num_evaluation_seeds: int = 4
     """Clips of every held-out prompt, with the same seeds for the base and after each round; no candidate has them."""

@@ -21,7 +21,7 @@ from alignment.interfaces import Candidate
 class SelectionConfig:
     """Who is kept."""
 
-    keep_fraction: float = 0.25
+    keep_fraction: float = 0.4
     """Of all candidates of a round."""
     rank_by: Literal["advantage", "reward"] = "advantage"
     """With keep_fraction: advantage is the reward above the mean of the prompt's candidates."""

@@ -24,7 +24,7 @@ class FineTuningConfig:
     preference_beta: float = 300.0
     """How sharply an expert is preferred to the worst clip of its prompt (DPO's beta, for the family's own loss); 0
     learns the experts by themselves."""
-    num_steps: int = 100
+    num_steps: int = 160
     train_batch_size: int = 8
     """Clips in a step, over all processes."""
     gradient_accumulation_steps: int = 1
