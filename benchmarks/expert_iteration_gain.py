@@ -129,9 +129,10 @@ def gain(config: Config, folder: Path) -> dict[str, Any]:
         print("| " + " | ".join(cells) + " |")
     print(f"base: diversity {base['diversity']:.3f}; selected: round {results['selected_round']}")
     print(f"stopped: {results['stopped_because']}")
-    # of all sessions, where a run was continued
-    seconds = max(wall, results["seconds"]["total"])
-    print(f"{seconds / 60:.1f} minutes, of which", {name: round(each) for name, each in results["seconds"].items()})
+    # the recipe's seconds are of all its processes, and of all sessions where a run was continued
+    seconds = max(wall, results["seconds"]["total"] / max(1, config.num_processes))
+    spent = {name: round(each) for name, each in results["seconds"].items()}
+    print(f"{seconds / 60:.1f} minutes; seconds over all processes", spent)
     held_to = checks(results, seconds)
     for name, holds in held_to.items():
         print(f"{'not measured' if holds is None else 'yes' if holds else 'NO':>12}  {name}")
