@@ -21,7 +21,7 @@ from alignment.experts import SelectionConfig, counterexamples_of, select_expert
 from alignment.finetuning import Log
 from alignment.interfaces import Embed, LoadAudio, Prompt, Reward, SaveAudio, TrainableBackbone
 from alignment.judging import Driver
-from alignment.lessons import FineTuningConfig
+from alignment.lessons import FineTuningConfig, preference_beta
 from alignment.lora import LoraConfig, adapter_state, attach_adapter, check_trainable, read_adapter, set_adapter_state
 from alignment.overoptimization import BudgetConfig, Distance, Guard
 from alignment.processes import agree
@@ -37,8 +37,9 @@ class ExpertIterationConfig:
     """How the loop runs."""
 
     num_rounds: int = 3
-    num_candidates: int = 10
-    """Clips drawn for every training prompt in a round, with seeds that no other prompt and no other round has."""
+    num_candidates: int | None = None
+    """Clips drawn for every training prompt in a round, with seeds that no other prompt and no other round has; None
+    for the family's own default."""
     num_evaluation_seeds: int = 4
     """Clips of every held-out prompt, with the same seeds for the base and after each round; no candidate has them."""
     learning_rates: tuple[float, ...] = (5e-4,)
@@ -61,12 +62,12 @@ class ExpertIterationConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_rounds", "num_candidates", "num_evaluation_seeds", "batch_size"):
-            if getattr(self, name) < 1:
+            if (count := getattr(self, name)) is not None and count < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
         rates = self.learning_rates
         if not rates or len(set(rates)) != len(rates) or not all(0 < rate < math.inf for rate in rates):
             raise InputError(f"learning_rates are {list(rates)}; expected one or more different positive numbers")
-        if self.training.preference_beta and self.num_candidates < 2:
+        if self.training.preference_beta != 0 and self.num_candidates == 1:
             raise InputError(
                 f"num_candidates is {self.num_candidates}; expected at least 2, an expert and what it is preferred to, "
                 "or preference_beta 0"
@@ -139,7 +140,8 @@ def expert_iteration(
     """
     check_trainable(backbone)
     check_prompts(prompts, held_out_prompts)
-    config.selection.check(len(prompts), config.num_candidates)
+    num_candidates = config.num_candidates or backbone.learning.num_candidates
+    config.selection.check(len(prompts), num_candidates)
     settings = backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
     described = {
         "backbone": {
@@ -149,6 +151,10 @@ def expert_iteration(
             "channels": backbone.channels,
         },
         "generation": settings.to_dict(),
+        "learning": {
+            "num_candidates": num_candidates,
+            "preference_beta": preference_beta(config.training, backbone.learning),
+        },
         **(info or {}),
         "versions": versions(("peft", "accelerate")),
     }
@@ -156,7 +162,7 @@ def expert_iteration(
     judges = Judges(reward, side=side_rewards or {}, embed=embed)
     driver = Driver(run, judges, load_audio, config.batch_size, "all", progress)
     attach_adapter(backbone, config.lora, config.seed)
-    rounds = Rounds(backbone, settings, config, run, driver, save_audio, log)
+    rounds = Rounds(backbone, settings, num_candidates, config, run, driver, save_audio, log)
     outcome = _iterate(rounds, prompts, held_out_prompts, distance, reference, log)
 
     def write() -> None:
@@ -190,10 +196,10 @@ def _iterate(
         set_adapter_state(backbone, policy)
         # after the seeds of evaluation, which are nobody's to learn, and those of earlier rounds
         taken = len(held_out_prompts) * config.num_evaluation_seeds
-        taken += (number - 1) * len(prompts) * config.num_candidates
+        taken += (number - 1) * len(prompts) * rounds.num_candidates
         pools = rounds.candidates(number, prompts, config.seed + taken)
         experts = select_experts(pools, config.selection)
-        others = counterexamples_of(pools, experts) if config.training.preference_beta else None
+        others = counterexamples_of(pools, experts) if config.training.preference_beta != 0 else None
         drawn = [candidate for pool in pools for candidate in pool]
         roles = {"expert": {id(c) for c in experts}, "counterexample": {id(c) for c in others or ()}}
         for c in drawn:

@@ -45,6 +45,7 @@ class Rounds:
     Args:
         backbone: with an adapter; candidates are drawn and clips evaluated with what that is set to.
         settings: of generation.
+        num_candidates: of each training prompt in a round.
         run: a started run.
         driver: makes and judges.
         log: told each training step.
@@ -54,6 +55,7 @@ class Rounds:
         self,
         backbone: TrainableBackbone,
         settings: GenerationSettings,
+        num_candidates: int,
         config: ExpertIterationConfig,
         run: RunDirectory,
         driver: Driver,
@@ -61,6 +63,7 @@ class Rounds:
         log: Log,
     ) -> None:
         self.backbone, self.settings, self.config, self.run = backbone, settings, config, run
+        self.num_candidates = num_candidates
         self.driver, self.save_audio, self.log = driver, save_audio, log
         self.driver.timing.setdefault("train", 0.0)
         self.steps_done = 0
@@ -70,7 +73,7 @@ class Rounds:
         """The candidates of a round, by prompt, from `seed` on. Their audio is judged and let go; what is learned of
         them stays.
         """
-        count = self.config.num_candidates
+        count = self.num_candidates
         items = self._items(prompts, count, seed, f"round{number}")
         name = f"{ROUND.format(number)}-candidates.jsonl"
         folder = self._drawn(number)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from alignment.candidates import is_out_of_memory
 from alignment.errors import InputError
 from alignment.interfaces import LatentBackbone, Processes, TrainableBackbone
-from alignment.lessons import DivergedError, FineTuningConfig, Lesson
+from alignment.lessons import DivergedError, FineTuningConfig, Lesson, preference_beta
 from alignment.lora import adapter_parameters, set_adapter_state
 from alignment.processes import agree, is_main, share
 from alignment.tensors import read_tensors, write_tensors
@@ -101,6 +101,7 @@ class _Trainer:
         self.reference = {name: each.detach().clone() for name, each in self.parameters.items()}
         values = list(self.parameters.values())
         self.optimizer = torch.optim.AdamW(values, lr=learning_rate, weight_decay=config.weight_decay)
+        self.preference_beta = preference_beta(config, backbone.learning)
         self.losses: list[float] = []
         self.parts = config.gradient_accumulation_steps
         self.autocast = _autocast(values[0].device, config.mixed_precision)
@@ -179,7 +180,7 @@ class _Trainer:
         with torch.no_grad(), self._as_at_the_start():
             reference = self._clip_losses(both, rows, step, places)
         expert, other = (reference - self._clip_losses(both, rows, step, places)).chunk(2)
-        return -logsigmoid(self.config.preference_beta * (expert - other)).mean()
+        return -logsigmoid(self.preference_beta * (expert - other)).mean()
 
     def _clip_losses(self, targets: Tensor, rows: Sequence[int], step: int, places: Sequence[int]) -> Tensor:
         """Losses of clips [B or 2 B, ...]; the counterexamples share the noise, times and dropped prompts of theirs."""

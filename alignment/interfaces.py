@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from alignment.records import Candidate, Conditioning, ExistingClip, GenerationSettings, Prompt, TokenSettings
+from alignment.records import (
+    Candidate,
+    Conditioning,
+    ExistingClip,
+    GenerationSettings,
+    LearningDefaults,
+    Prompt,
+    TokenSettings,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +33,7 @@ __all__ = [
     "ExistingClip",
     "GenerationSettings",
     "LatentBackbone",
+    "LearningDefaults",
     "LoadAudio",
     "Processes",
     "Prompt",
@@ -219,6 +228,7 @@ class TrainableBackbone(Backbone, Protocol):
 
     # of modules in `trainable_module`: names or ends of names, or one regular expression for whole names
     lora_target_modules: Sequence[str]
+    learning: LearningDefaults
 
     @property
     def trainable_module(self) -> torch.nn.Module:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from alignment.errors import InputError
+from alignment.interfaces import LearningDefaults
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,9 +22,9 @@ class DivergedError(RuntimeError):
 class FineTuningConfig:
     """How an adapter learns: AdamW, a linear warm-up, then a constant rate."""
 
-    preference_beta: float = 300.0
-    """How sharply an expert is preferred to the worst clip of its prompt (DPO's beta, for the family's own loss); 0
-    learns the experts by themselves."""
+    preference_beta: float | None = None
+    """How sharply an expert is preferred to the worst clip of its prompt (DPO's beta, for the family's own loss); None
+    for the family's own default, 0 learns the experts by themselves."""
     num_steps: int = 160
     train_batch_size: int = 8
     """Clips in a step, over all processes."""
@@ -47,7 +48,7 @@ class FineTuningConfig:
         for name in ("num_steps", "train_batch_size", "gradient_accumulation_steps", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 <= self.preference_beta < math.inf:
+        if self.preference_beta is not None and not 0 <= self.preference_beta < math.inf:
             raise InputError(f"preference_beta is {self.preference_beta}; expected a finite number of at least 0")
         if self.warmup_steps < 0:
             raise InputError(f"warmup_steps is {self.warmup_steps}; expected at least 0")
@@ -58,6 +59,11 @@ class FineTuningConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a number from 0 to below 1")
         if self.mixed_precision not in ("auto", "no", "bf16"):
             raise InputError(f"mixed_precision is {self.mixed_precision!r}; expected auto, no or bf16")
+
+
+def preference_beta(config: FineTuningConfig, learning: LearningDefaults) -> float:
+    """The one asked for, or the family's own."""
+    return learning.preference_beta if config.preference_beta is None else config.preference_beta
 
 
 @dataclass(frozen=True)

@@ -122,3 +122,13 @@ class Candidate:
         record = asdict(self)
         optional = ("error", "uncertainty", "side", "draft_rewards")
         return {key: value for key, value in record.items() if value is not None or key not in optional}
+
+
+@dataclass(frozen=True)
+class LearningDefaults:
+    """What expert iteration takes for a family where it is not told."""
+
+    num_candidates: int
+    """Of each training prompt in a round."""
+    preference_beta: float
+    """DPO's beta, for the family's `clip_losses` and in their unit."""

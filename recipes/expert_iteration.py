@@ -78,7 +78,8 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     options |= {key: value for part in (config_options, *nested) for key, value in part.items()}
     asked = read_request("expert_iteration", options, PROMPTS / "training.txt", processes, PROMPTS / "held_out.txt")
     check_prompts(asked.prompts, asked.held_out_prompts)
-    config.selection.check(len(asked.prompts), config.num_candidates)
+    if config.num_candidates is not None:
+        config.selection.check(len(asked.prompts), config.num_candidates)
     check_tracker(arguments.report_to)
     files = None if arguments.reference_audio is None else find_reference(arguments.reference_audio)
     place = {"overwrite": arguments.overwrite, "processes": processes}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alignment.backbones.training import Noised
-from alignment.interfaces import GenerationSettings
+from alignment.interfaces import GenerationSettings, LearningDefaults
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class DiffusionFamily(ABC):
     sampler_class: ClassVar[Any]  # rebuilt for sampling: pipeline_class, or a version of it for prompts encoded before
     denoiser_name: ClassVar[str] = "transformer"
     lora_target_modules: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
+    # squared errors of two clips differ by thousandths: beta is of the order of their inverse
+    learning: LearningDefaults = LearningDefaults(num_candidates=10, preference_beta=300.0)
     # how the pipeline calls its denoiser: places or names of the noisy latents and of the time
     sample_argument: ClassVar[int | str] = 0
     time_arguments: ClassVar[tuple[int | str, ...]] = (1,)

@@ -19,7 +19,7 @@ from alignment.backbones.musicgen import MusicgenBackbone
 from alignment.backbones.musicgen_conditions import encode_prompts
 from alignment.backbones.requests import check_pairs, tell_apart
 from alignment.errors import InputError
-from alignment.interfaces import Conditioning
+from alignment.interfaces import Conditioning, LearningDefaults
 
 # within `model.decoder`, matched as a whole: attention and feed-forward of its layers, nothing of text encoder or codec
 LORA_TARGETS = r"model\.decoder\.layers\.\d+\.((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
@@ -145,6 +145,8 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
     """A `MusicgenBackbone` that is a `TrainableBackbone` too: what it learns of a clip are its tokens."""
 
     lora_target_modules = LORA_TARGETS
+    # its loss moves further than a squared error; with 300, or few candidates, clips are learned by heart
+    learning = LearningDefaults(num_candidates=24, preference_beta=30.0)
 
     def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(model, *arguments, **options)
