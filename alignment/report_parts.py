@@ -127,7 +127,7 @@ def licenses(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings as shown: what was asked for, with what the backbone made of its defaults. The prompts have a table."""
-    shown = {**summary.get("settings", {}), **summary.get("generation", {})}
+    shown = {**summary.get("settings", {}), **summary.get("generation", {}), **summary.get("learning", {})}
     rows = [(key, "default" if value is None else str(value)) for key, value in shown.items() if key not in _TABLES]
     protocol = summary.get("protocol")
     if isinstance(protocol, Mapping):

@@ -136,7 +136,17 @@ def gain(config: Config, folder: Path) -> dict[str, Any]:
     held_to = checks(results, seconds)
     for name, holds in held_to.items():
         print(f"{'not measured' if holds is None else 'yes' if holds else 'NO':>12}  {name}")
-    kept = ("base", "rounds", "trials", "pareto", "selected_round", "stopped_because", "seconds", "settings")
+    kept = (
+        "base",
+        "rounds",
+        "trials",
+        "pareto",
+        "selected_round",
+        "stopped_because",
+        "seconds",
+        "settings",
+        "learning",
+    )
     return {**{name: results[name] for name in kept}, "wall_seconds": seconds, "checks": held_to}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from alignment.backbones.musicgen_training import TrainableMusicgenBackbone
@@ -19,9 +20,9 @@ from alignment.errors import InputError
 from alignment.expert_iteration import ExpertIterationConfig, expert_iteration
 from alignment.expert_results import describe
 from alignment.experts import SelectionConfig
-from alignment.interfaces import Prompt
+from alignment.interfaces import LearningDefaults, Prompt
 from alignment.lessons import FineTuningConfig
-from alignment.lora import LoraConfig, base_digest, read_adapter
+from alignment.lora import ADAPTER_WEIGHTS, LoraConfig, base_digest, moved, read_adapter
 from alignment.overoptimization import HELD_OUT, BudgetConfig
 from alignment.runs import RunDirectory
 
@@ -115,6 +116,25 @@ def test_a_round_of_every_family(iterate: Make, make: Make, tmp_path: Path, fami
     page = (tmp_path / "out" / "report.html").read_text()
     assert "drums &lt;b&gt;e" in page and "<b>e" not in page and "<audio" in page and "Reward against drift" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_what_is_not_told_is_the_family_s_own(iterate: Make, make: Make, tmp_path: Path) -> None:
+    adapters = []
+    for name, told, own in (("own", {}, 9.0), ("same", {"preference_beta": 9.0}, 1.0), ("other", {}, 1.0)):
+        backbone = make()
+        backbone.learning = LearningDefaults(num_candidates=3, preference_beta=own)
+        config = replace(CONFIG, num_candidates=None, training=replace(CONFIG.training, **told))
+        summary = iterate(config, backbone, name=name)
+        assert summary["learning"] == {
+            "num_candidates": 3,
+            "preference_beta": told.get("preference_beta", own),
+        }
+        assert len((tmp_path / name / "candidates.jsonl").read_text().splitlines()) == 3 * len(PROMPTS)
+        adapters.append(load_file(tmp_path / name / summary["rounds"][0]["adapter"] / ADAPTER_WEIGHTS))
+    own, same, other = adapters
+    assert moved(own, same) == 0 < moved(own, other)
+    with pytest.raises(InputError, match="keeps none"):
+        iterate(replace(CONFIG, num_candidates=None, selection=SelectionConfig(keep_fraction=0.01)), name="few")
 
 
 def test_rounds_go_on_from_the_best_and_the_best_of_all_is_returned(iterate: Make, make: Make, tmp_path: Path) -> None:
