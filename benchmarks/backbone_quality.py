@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from alignment import load_backbone
 from alignment.interfaces import Backbone
+from alignment.lora import load_adapter
 from alignment.reconstruction import reconstruction_quality
 from tunejury import convert_audio, load_reward
 from tunejury.distribution import frechet_distance
@@ -40,6 +41,8 @@ class Config:
     """What to measure and where the held-out renders are."""
 
     backbone: str = "compact-flow"
+    adapter: Path | None = None
+    """A LoRA adapter for it, such as expert iteration's: the same clips with and without, in two runs."""
     prompts: Path = PROMPTS
     composed: Path | None = None
     """Folder written by recipes/compact/compose.py (its test split is used)."""
@@ -81,6 +84,8 @@ def main(config: Config) -> None:
     attributes = [row["attributes"] for row in rows]
     seeds = [config.seed + k for k in range(len(rows))]  # clips of one seed are alike, whatever their prompts
     backbone = load_backbone(config.backbone)
+    if config.adapter is not None:
+        load_adapter(backbone, config.adapter)
     wav, real_time = generate(backbone, config, [row["prompt"] for row in rows], seeds)
 
     listener = load_classifier()
@@ -149,6 +154,7 @@ def main(config: Config) -> None:
     if config.output:
         results = {
             "backbone": config.backbone,
+            "adapter": config.adapter is not None,
             "machine": machine,
             "num_clips": len(wav),
             "following": following,
