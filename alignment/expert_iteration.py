@@ -42,8 +42,9 @@ class ExpertIterationConfig:
     for the family's own default."""
     num_evaluation_seeds: int = 4
     """Clips of every held-out prompt, with the same seeds for the base and after each round; no candidate has them."""
-    learning_rates: tuple[float, ...] = (5e-4,)
-    """Tried one after the other on the same experts; the best that breaks no budget goes on."""
+    learning_rates: tuple[float, ...] | None = None
+    """Tried one after the other on the same experts; the best that breaks no budget goes on. None for the family's own,
+    one."""
     start_from: Literal["previous", "base"] = "previous"
     """What a round's training starts from: the adapter that drew its candidates, or the base as in ReST-EM."""
     seed: int = 0
@@ -65,7 +66,9 @@ class ExpertIterationConfig:
             if (count := getattr(self, name)) is not None and count < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
         rates = self.learning_rates
-        if not rates or len(set(rates)) != len(rates) or not all(0 < rate < math.inf for rate in rates):
+        if rates is not None and (
+            not rates or len(set(rates)) != len(rates) or not all(0 < rate < math.inf for rate in rates)
+        ):
             raise InputError(f"learning_rates are {list(rates)}; expected one or more different positive numbers")
         if self.training.preference_beta != 0 and self.num_candidates == 1:
             raise InputError(
@@ -141,6 +144,7 @@ def expert_iteration(
     check_trainable(backbone)
     check_prompts(prompts, held_out_prompts)
     num_candidates = config.num_candidates or backbone.learning.num_candidates
+    rates = config.learning_rates or (backbone.learning.learning_rate,)
     config.selection.check(len(prompts), num_candidates)
     settings = backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
     described = {
@@ -154,6 +158,7 @@ def expert_iteration(
         "learning": {
             "num_candidates": num_candidates,
             "preference_beta": preference_beta(config.training, backbone.learning),
+            "learning_rates": list(rates),
         },
         **(info or {}),
         "versions": versions(("peft", "accelerate")),
@@ -163,7 +168,7 @@ def expert_iteration(
     driver = Driver(run, judges, load_audio, config.batch_size, "all", progress)
     attach_adapter(backbone, config.lora, config.seed)
     rounds = Rounds(backbone, settings, num_candidates, config, run, driver, save_audio, log)
-    outcome = _iterate(rounds, prompts, held_out_prompts, distance, reference, log)
+    outcome = _iterate(rounds, rates, prompts, held_out_prompts, distance, reference, log)
 
     def write() -> None:
         run.write_records(outcome["records"], RECORDS)
@@ -177,6 +182,7 @@ def expert_iteration(
 
 def _iterate(
     rounds: Rounds,
+    rates: Sequence[float],
     prompts: Sequence[Prompt],
     held_out_prompts: Sequence[Prompt],
     distance: Distance,
@@ -213,7 +219,7 @@ def _iterate(
             "expert_reward_mean": sum(expert.reward or 0.0 for expert in experts) / len(experts),
         }
         own: list[dict[str, Any]] = []
-        for k, rate in enumerate(config.learning_rates):
+        for k, rate in enumerate(rates):
             set_adapter_state(backbone, policy if config.start_from == "previous" else untrained)
             name = f"{number}-{k}"
             trial: dict[str, Any] = {"round": number, "trial": name, "learning_rate": rate, **about}

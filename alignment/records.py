@@ -132,3 +132,4 @@ class LearningDefaults:
     """Of each training prompt in a round."""
     preference_beta: float
     """DPO's beta, for the family's `clip_losses` and in their unit."""
+    learning_rate: float

@@ -146,7 +146,7 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
 
     lora_target_modules = LORA_TARGETS
     # its loss moves further than a squared error; with 300, or few candidates, clips are learned by heart
-    learning = LearningDefaults(num_candidates=24, preference_beta=30.0)
+    learning = LearningDefaults(num_candidates=32, preference_beta=30.0, learning_rate=3e-4)
 
     def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(model, *arguments, **options)

@@ -119,22 +119,29 @@ def test_a_round_of_every_family(iterate: Make, make: Make, tmp_path: Path, fami
 
 
 def test_what_is_not_told_is_the_family_s_own(iterate: Make, make: Make, tmp_path: Path) -> None:
+    untold = replace(CONFIG, num_candidates=None, learning_rates=None)
+    told = replace(untold, learning_rates=(2e-3,), training=replace(CONFIG.training, preference_beta=9.0))
     adapters = []
-    for name, told, own in (("own", {}, 9.0), ("same", {"preference_beta": 9.0}, 1.0), ("other", {}, 1.0)):
+    for name, config, own in (
+        ("own", untold, (9.0, 2e-3)),
+        ("same", told, (1.0, 1e-3)),
+        ("other", untold, (1.0, 2e-3)),
+    ):
         backbone = make()
-        backbone.learning = LearningDefaults(num_candidates=3, preference_beta=own)
-        config = replace(CONFIG, num_candidates=None, training=replace(CONFIG.training, **told))
+        backbone.learning = LearningDefaults(3, *own)
         summary = iterate(config, backbone, name=name)
-        assert summary["learning"] == {
+        rate = summary["rounds"][0]["learning_rate"]
+        assert rate == 2e-3 and summary["learning"] == {
             "num_candidates": 3,
-            "preference_beta": told.get("preference_beta", own),
+            "preference_beta": 1.0 if name == "other" else 9.0,
+            "learning_rates": [rate],
         }
         assert len((tmp_path / name / "candidates.jsonl").read_text().splitlines()) == 3 * len(PROMPTS)
         adapters.append(load_file(tmp_path / name / summary["rounds"][0]["adapter"] / ADAPTER_WEIGHTS))
-    own, same, other = adapters
-    assert moved(own, same) == 0 < moved(own, other)
+    own_values, same, other = adapters
+    assert moved(own_values, same) == 0 < moved(own_values, other)
     with pytest.raises(InputError, match="keeps none"):
-        iterate(replace(CONFIG, num_candidates=None, selection=SelectionConfig(keep_fraction=0.01)), name="few")
+        iterate(replace(untold, selection=SelectionConfig(keep_fraction=0.01)), name="few")
 
 
 def test_rounds_go_on_from_the_best_and_the_best_of_all_is_returned(iterate: Make, make: Make, tmp_path: Path) -> None:
