@@ -21,7 +21,7 @@ from tqdm import tqdm
 from alignment.errors import InputError as AlignmentInputError
 from alignment.expert_iteration import ExpertIterationConfig, check_prompts, expert_iteration
 from alignment.expert_results import describe
-from alignment.lora import adapter_card, save_merged
+from alignment.lora import adapter_card, check_trainable, save_merged
 from alignment.processes import SaidElsewhere, agree, is_main, launched_processes, own_device
 from alignment.reference_audio import embed_files, find_reference
 from alignment.requests import read_request
@@ -106,7 +106,10 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     heard = partial(load_audio, channels=1)
     reference = None if files is None else embed_files(files, heard, hearing.embed)
     backbone = load_backbone(arguments.backbone, device=device, dtype=arguments.dtype)
+    check_trainable(backbone)
     backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
+    # once more with the family's own number, before there is a folder
+    config.selection.check(len(asked.prompts), config.num_candidates or backbone.learning.num_candidates)
     given = {"save_audio": save_audio, "load_audio": heard, "embed": hearing.embed, "distance": frechet_distance}
     given |= {"side_rewards": side, "reference": reference, "info": info}
     with directory, tqdm(unit="clip", desc="expert iteration", disable=not is_main(processes)) as given["progress"]:
