@@ -44,13 +44,16 @@ def delayed(codes: Tensor, delays: Sequence[int], pad: int) -> Tensor:
     return late
 
 
-def token_losses(decoder: Any, codes: Tensor, states: Tensor, mask: Tensor | None) -> Tensor:
+def token_losses(
+    decoder: Any, codes: Tensor, states: Tensor, mask: Tensor | None, weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of each clip's tokens given what the decoder hears of a prompt.
 
     Args:
         decoder: MusicgenForCausalLM or MusicgenMelodyForCausalLM.
         codes: tokens [B, K, T], T above the longest delay.
         states, mask: as in a `Condition`, of B rows.
+        weights: of the codebooks, [K], with sum 1; equal if None.
 
     Returns:
         loss [B], in nats per token, mean over codebooks.
@@ -68,7 +71,9 @@ def token_losses(decoder: Any, codes: Tensor, states: Tensor, mask: Tensor | Non
         own = targets[:, k].masked_fill(targets[:, k] == pad, -100)
         nats = cross_entropy(head(hidden).float().transpose(1, 2), own, ignore_index=-100, reduction="none")
         of_codebooks.append(nats.sum(dim=-1) / (own != -100).sum(dim=-1))
-    return torch.stack(of_codebooks).mean(dim=0)
+    each = torch.stack(of_codebooks)
+    # not a product of matrices, which autocast would take in half precision
+    return each.mean(dim=0) if weights is None else (weights.to(each)[:, None] * each).sum(dim=0)
 
 
 def clip_losses(

@@ -100,9 +100,11 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou8" else "a"
 
 
-def write_caption(attributes: dict[str, Any], rng: np.random.Generator, tempo_share: float = 0.6) -> str:
+def write_caption(
+    attributes: dict[str, Any], rng: np.random.Generator, tempo_share: float = 0.6, mode_share: float = 0.25
+) -> str:
     """One caption. Every attribute it names is true of the piece; it need not name all of them, and names the tempo
-    with about the probability `tempo_share` (except in the shortest form).
+    and the mode with about the probabilities `tempo_share` and `mode_share` (except in the shortest form).
     """
     lead = _pick(rng, INSTRUMENT_WORDS[attributes["lead"]])
     genre = _pick(rng, GENRE_WORDS[attributes["genre"]])
@@ -128,7 +130,7 @@ def write_caption(attributes: dict[str, Any], rng: np.random.Generator, tempo_sh
         with_parts.append(drums)
     drumless = "" if attributes["drums"] or rng.random() < 0.35 else drums
     noun = str(rng.choice(PIECE_WORDS))
-    chances = ((tempo, tempo_share), (key, 0.25), (texture, 0.3), (dynamics, 0.15))
+    chances = ((tempo, tempo_share), (key, mode_share), (texture, 0.3), (dynamics, 0.15))
     extras = [text for text, chance in chances if rng.random() < chance]
 
     style = int(rng.integers(5))
@@ -147,6 +149,7 @@ def write_caption(attributes: dict[str, Any], rng: np.random.Generator, tempo_sh
         text = f"{_article(head)} {head} {rng.choice(['with', 'featuring', 'led by', 'played on'])} {lead}"
         text += f", {_join(with_parts, rng)}" if with_parts else ""
         text += f", {drumless}" if drumless else ""
+        text += f", in {key}" if rng.random() < mode_share else ""
     elif style == 2:  # lead first
         text = f"{lead} {rng.choice(['melody', 'lead', 'solo', 'playing'])}"
         text += f" over {_join(with_parts, rng)}" if with_parts else ""
@@ -158,7 +161,7 @@ def write_caption(attributes: dict[str, Any], rng: np.random.Generator, tempo_sh
         text += f" accompanied by {_join(with_parts, rng)}." if with_parts else "."
         text += f" {tempo}." if rng.random() < tempo_share else ""
         text += f" there are {drumless}." if drumless.startswith("no ") else f" {drumless}." if drumless else ""
-        text += f" in {key}." if rng.random() < 0.3 else ""
+        text += f" in {key}." if rng.random() < mode_share else ""
     else:  # short
         parts = [p for p, chance in ((mood, 0.4), (genre, 0.5), (lead, 0.9)) if rng.random() < chance] or [lead]
         text = " ".join(parts)

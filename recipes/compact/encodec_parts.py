@@ -2,8 +2,8 @@
 
 EnCodec's strided layers have kernels of twice their stride: exactly the frames of a modified discrete cosine transform
 (Princen and Bradley, 1986). Each is started as that transform or its inverse, at signals so small that ELU is nearly
-linear. Then the untrained codec already is a transform coder, whose longest atoms last two of its frames; from random
-weights it would first have to learn to hold a tone over many short frames.
+linear: a transform coder, whose longest atoms last two of its frames. From there the decoder is given oscillators
+(oscillators.py), and the encoder, made louder, learns to hear magnitudes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from transformers import EncodecConfig, EncodecModel
 SAMPLE_RATE = 16_000
 RATIOS = (2, 2, 2, 64)  # 31.25 frames a second; nearly all work is done at 250 Hz and below, where a CPU is quick
 FILTERS = 28  # half the channels below the last ratio: the lowest 56 of its 64 bins
+HOP = math.prod(RATIOS)  # samples a frame
 HIDDEN = 128
 CODEBOOKS, ENTRIES = 7, 512
 KBPS = 2.25  # EncodecConfig makes of it 7 codebooks, as many as EncodecModel then uses; they write 1.97 kbit/s
 SCALE = 0.1  # of the signal inside
+LOUDER = 30.0  # the encoder's signal than that, so that its layers bend it: it must hear magnitudes
 JITTER = 0.02  # random part of the first weights, of their spread
 
 
@@ -35,9 +37,9 @@ def build_codec() -> EncodecModel:
     return codec
 
 
-def _set_weight(conv: nn.Module, weight: Tensor) -> None:
+def set_weight(conv: nn.Module, weight: Tensor, jitter: float = JITTER) -> None:
     """Through weight normalisation: direction and norm over all but the first axis."""
-    weight = weight + JITTER * weight.std() * torch.randn_like(weight)
+    weight = weight + jitter * weight.std() * torch.randn_like(weight)
     parts = conv.parametrizations.weight
     parts.original1.copy_(weight)
     parts.original0.copy_(weight.flatten(1).norm(dim=1).view_as(parts.original0))
@@ -57,40 +59,32 @@ def _start_as_transform(codec: EncodecModel) -> None:
     decoder = [layer for layer in codec.decoder.layers if hasattr(layer, "conv")]
     tap = torch.zeros(FILTERS, 1, 7)
     tap[:, 0, 3] = torch.tensor([1.0, -1.0]).repeat(FILTERS // 2)
-    _set_weight(encoder[0].conv, tap * SCALE)
-    _set_weight(decoder[-1].conv, tap.transpose(0, 1) / (SCALE * FILTERS))
+    set_weight(encoder[0].conv, tap * SCALE)
+    set_weight(decoder[-1].conv, tap.transpose(0, 1) / (SCALE * FILTERS))
     # the outermost strided layers hear copies of one signal, the others a channel of their own
     outer = _transform(RATIOS[-1], 2 * FILTERS)[:, None] * tap[:, 0, 3][:, None]
-    _set_weight(encoder[1].conv, outer / FILTERS)
-    _set_weight(decoder[-2].conv, outer)
+    set_weight(encoder[1].conv, outer / FILTERS)
+    set_weight(decoder[-2].conv, outer)
     channels = 2 * FILTERS
     for depth, ratio in enumerate(reversed(RATIOS[:-1]), start=2):
         weight = torch.zeros(2 * channels, channels, 2 * ratio)
         for bin_, atom in enumerate(_transform(ratio, 2)):
             weight[torch.arange(channels) * 2 + bin_, torch.arange(channels)] = atom
-        _set_weight(encoder[depth].conv, weight)
-        _set_weight(decoder[-1 - depth].conv, weight)
+        set_weight(encoder[depth].conv, weight)
+        set_weight(decoder[-1 - depth].conv, weight)
         channels *= 2
     for layer in [*codec.encoder.layers, *codec.decoder.layers]:
         if hasattr(layer, "block"):  # residual blocks begin small
-            _set_weight(layer.block[-1].conv, layer.block[-1].conv.weight * 0.03)
+            set_weight(layer.block[-1].conv, layer.block[-1].conv.weight * 0.03)
         elif hasattr(layer, "lstm"):
             for weight in layer.lstm.parameters():
                 weight.mul_(0.1)
 
 
 @torch.no_grad()
-def start_bottleneck(codec: EncodecModel, wav: Tensor) -> None:
-    """Let the bottleneck of an untrained codec begin as the principal components of wav [B, 1, T], of unit variance."""
-    hidden = wav
-    for layer in codec.encoder.layers[:-1]:
-        hidden = layer(hidden)
-    frames = hidden.transpose(1, 2).flatten(0, 1)
-    frames = frames - frames.mean(0)
-    components = torch.linalg.svd(frames, full_matrices=False).Vh[:HIDDEN]
-    scale = (frames @ components.T).std()
-    inner, outer = codec.encoder.layers[-1].conv, codec.decoder.layers[0].conv
-    tap = torch.zeros(1, 1, inner.kernel_size[0])
-    tap[..., inner.kernel_size[0] // 2] = 1
-    _set_weight(inner, components[..., None] * tap / scale)
-    _set_weight(outer, components.T[..., None] * tap * scale)
+def start_encoder(codec: EncodecModel) -> None:
+    """Make the encoder of an untrained codec hear magnitudes rather than a transform, and forget its last layer."""
+    first, last = codec.encoder.layers[0].conv, codec.encoder.layers[-1].conv
+    set_weight(first, first.weight.detach() * LOUDER)
+    taps = torch.tensor([0.1, 0.3, 1.0, 3.0, 1.0, 0.3, 0.1])
+    set_weight(last, torch.randn_like(last.weight) * taps / math.sqrt(11 * last.weight.shape[1]))

@@ -18,10 +18,11 @@ import torch
 import tyro
 from encodec_parts import CODEBOOKS, SAMPLE_RATE
 from export_flow import figures
+from spectral_codes import load_spectral_codes
 from train_codec import evaluate
-from train_encodec import Reconstruction
+from train_encodec import Reconstruction, assemble
 from training_tools import ComposedClips, load_checkpoint
-from transformers import AutoTokenizer, EncodecModel, MusicgenForConditionalGeneration
+from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 DEFAULTS = {"duration": 8.0, "guidance_scale": 5.0, "temperature": 0.9, "top_k": 100}
 CARD = Path(__file__).parent / "cards" / "compact-musicgen.md"
@@ -44,15 +45,16 @@ def without_origin(content: dict[str, Any]) -> dict[str, Any]:
 def main(config: Config) -> None:
     trained, codec_dir = config.data_dir / "musicgen", config.data_dir / "encodec"
     model = MusicgenForConditionalGeneration.from_pretrained(trained / "model")
-    codec = EncodecModel.from_pretrained(codec_dir / "codec")
-    for name, value in codec.state_dict().items():
-        if not name.startswith("decoder") and not torch.equal(value, model.audio_encoder.state_dict()[name]):
-            raise SystemExit(f"error: {name} of the codec has changed since train_musicgen.py read it: train again")
-    # the decoder may have been trained on while the codes, and so the language model, stood still
+    codec = assemble(codec_dir, load_spectral_codes(codec_dir / "codes.pt"))
+    for before, now in zip(model.audio_encoder.quantizer.layers, codec.quantizer.layers, strict=True):
+        if not torch.equal(before.codebook.embed, now.codebook.embed):
+            raise SystemExit("error: the codebooks have changed since train_musicgen.py read them: train again")
+    # encoder and decoder may have been trained on while the codes, and so the language model, stood still
     model.audio_encoder.load_state_dict(codec.state_dict())
     held_out = ComposedClips(config.data_dir, "val")
     quality = evaluate(Reconstruction(model.audio_encoder.eval()), held_out, "cpu", count=100)
-    steps = [(load_checkpoint(folder / "checkpoint.pt") or {"step": 0})["step"] for folder in (codec_dir, trained)]
+    checkpoints = (codec_dir / "decoder.pt", codec_dir / "encoder.pt", trained / "checkpoint.pt")
+    steps = [(load_checkpoint(path) or {"step": 0})["step"] for path in checkpoints]
 
     generation = model.generation_config
     generation.do_sample, generation.top_k = True, int(DEFAULTS["top_k"])
@@ -76,8 +78,9 @@ def main(config: Config) -> None:
         entries=codec.config.codebook_size,
         kbps=SAMPLE_RATE / codec.config.hop_length * CODEBOOKS * math.log2(codec.config.codebook_size) / 1000,
         clips=len(ComposedClips(config.data_dir, "train")),
-        codec_steps=steps[0],
-        steps=steps[1],
+        decoder_steps=steps[0],
+        encoder_steps=steps[1],
+        steps=steps[2],
         command="python benchmarks/backbone_quality.py --backbone compact-musicgen --composed data/compact/composed",
         figures=figures(config.quality),
         **quality,

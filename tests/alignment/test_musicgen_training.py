@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from alignment.backbones.musicgen import MusicgenBackbone
+from alignment.backbones.musicgen_conditions import encode_prompts
 from alignment.backbones.musicgen_training import (
     LORA_TARGETS,
     TrainableMusicgenBackbone,
     clip_losses,
     delayed,
     encode_audio,
+    token_losses,
 )
 from alignment.errors import InputError, NonFiniteAudioError
 from alignment.interfaces import TrainableBackbone
@@ -66,6 +68,17 @@ def test_the_loss_is_the_probability_with_which_the_tokens_are_drawn(backbone: M
     for hook in hooks:
         hook.remove()
     assert torch.allclose(sampled, trained, atol=1e-5)
+
+
+@torch.no_grad()
+def test_codebooks_weigh_what_they_are_given(backbone: MusicgenBackbone) -> None:
+    """The loss of one alone is its own, the mean of those is the loss without weights."""
+    codes, decoder = drawn(backbone), backbone.model.decoder
+    ((rows, heard),) = encode_prompts(backbone.model, backbone.tokenizer, PROMPTS[:1], guided=False)
+    loss = lambda weights: token_losses(decoder, codes[rows], heard.states, heard.mask, weights)  # noqa: E731
+    each = torch.stack([loss(alone) for alone in torch.eye(codes.shape[1])])
+    assert each.std(dim=0).min() > 1e-3
+    assert torch.allclose(each.mean(dim=0), loss(None), atol=1e-6)
 
 
 def test_prompts_are_left_out_as_often_as_asked(backbone: MusicgenBackbone) -> None:
