@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import tyro
 from torch import Tensor
-from training_tools import Clock, ComposedClips, Ema, learning_rate, load_checkpoint, save_checkpoint
+from training_tools import ComposedClips, Trainer
 
 from alignment.codec import SpectralCodec
 from alignment.reconstruction import reconstruction_quality, stft_distance
@@ -73,34 +73,20 @@ def main(config: Config) -> None:
     clips, held_out = ComposedClips(config.data_dir, "train"), ComposedClips(config.data_dir, "val")
     torch.manual_seed(config.seed)
     codec = SpectralCodec().to(config.device)
-    optimizer = torch.optim.AdamW(codec.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    ema = Ema(codec, 0.998)
-    step, spent = 0, 0.0
-    if (saved := load_checkpoint(out / "checkpoint.pt")) is not None:
-        codec.load_state_dict(saved["codec"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema.state, ema.steps = {k: v.to(config.device) for k, v in saved["ema"].items()}, saved["step"]
-        step, spent = saved["step"], saved["spent"]
-    clock = Clock(config.minutes, spent)
-    generator = torch.Generator().manual_seed(config.seed + step)
+    trainer = Trainer(codec, out / "checkpoint.pt", peak=config.learning_rate, minutes=config.minutes, averaged=0.998)
+    generator = torch.Generator().manual_seed(config.seed + trainer.step)
     crop = round(config.crop_seconds * 16_000)
 
     def save() -> None:
-        save_checkpoint(out / "checkpoint.pt", {
-            "codec": codec.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state,
-            "step": step, "spent": clock.spent,
-        })  # fmt: skip
+        trainer.save()
         shipped = SpectralCodec().to(config.device).eval()
-        shipped.load_state_dict(ema.state)
+        shipped.load_state_dict(trainer.ema.state)
         set_latent_statistics(shipped, clips, config.device)
         shipped.save_pretrained(out / "codec")
-        print(
-            f"step {step} minutes {clock.spent / 60:.1f} held out {evaluate(shipped, held_out, config.device)}",
-            flush=True,
-        )
+        quality = evaluate(shipped, held_out, config.device)
+        print(f"step {trainer.step} minutes {trainer.minutes:.1f} held out {quality}", flush=True)
 
-    running = None
-    while clock.progress < 1:
+    while trainer.progress < 1:
         starts = torch.randint(0, 128_000 - crop, (config.batch_size,), generator=generator).tolist()
         rows = torch.randint(0, len(clips), (config.batch_size,), generator=generator).tolist()
         target = torch.stack([clips.wav(row, start, crop) for row, start in zip(rows, starts, strict=True)])
@@ -112,20 +98,8 @@ def main(config: Config) -> None:
         spectral = stft_loss(predicted, target)
         phase = complex_loss(predicted, target)
         loss = spectral + 0.25 * phase + LATENT_PENALTY * raw.square().mean()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.learning_rate, step, clock.progress)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
-        optimizer.step()
-        ema.update(codec)
-        step += 1
-        current = torch.stack([spectral.detach(), phase.detach(), raw.detach().std()])
-        running = current if running is None else running.lerp(current, 0.02)
-        if step % 100 == 0:
-            losses = [round(value, 4) for value in running.tolist()]
-            print(f"step {step} minutes {clock.spent / 60:.1f} stft, complex, latent std {losses}", flush=True)
-        if step % 1000 == 0:
+        trainer.update(loss, shown=torch.stack([spectral, phase, raw.std()]))
+        if trainer.step % 1000 == 0:
             save()
     save()
 

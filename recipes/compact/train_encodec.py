@@ -21,7 +21,7 @@ from oscillators import start_decoder
 from spectral_codes import SpectralCodes, fit_spectral_codes, load_spectral_codes
 from torch import Tensor
 from train_codec import evaluate, stft_loss
-from training_tools import Clock, ComposedClips, Ema, learning_rate, load_checkpoint, save_checkpoint
+from training_tools import ComposedClips, Trainer, load_checkpoint
 from transformers import EncodecModel
 
 
@@ -110,32 +110,23 @@ def main(config: Config) -> None:
     oscillators = start_decoder(codec, codes)
     start_encoder(codec)
     learned: torch.nn.Module = getattr(codec, config.half).to(config.device)
-    optimizer = torch.optim.AdamW(learned.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    ema = Ema(learned, 0.995)
-    step, spent = 0, 0.0
-    if (saved := load_checkpoint(out / f"{config.half}.pt")) is not None:
-        learned.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema.state, ema.steps = {k: v.to(config.device) for k, v in saved["ema"].items()}, saved["step"]
-        step, spent = saved["step"], saved["spent"]
-    clock = Clock(config.minutes, spent)
-    generator = torch.Generator().manual_seed(config.seed + step)
+    trainer = Trainer(
+        learned, out / f"{config.half}.pt", peak=config.learning_rate, minutes=config.minutes, averaged=0.995,
+        hold=oscillators.hold,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(config.seed + trainer.step)
     crop = config.crop_frames * HOP
 
     def save() -> None:
-        save_checkpoint(out / f"{config.half}.pt", {
-            "model": learned.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state,
-            "step": step, "spent": clock.spent,
-        })  # fmt: skip
+        trainer.save()
         shipped = assemble(out, codes)
         if config.half == "decoder":
             held = f"sounds {evaluate(Sounded(shipped.decoder, codes), held_out, 'cpu')}"
         else:
             held = f"misses {unexplained(shipped.encoder, codes, held_out):.3f} of the latents"
-        print(f"step {step} minutes {clock.spent / 60:.1f} {config.half} {held}", flush=True)
+        print(f"step {trainer.step} minutes {trainer.minutes:.1f} {config.half} {held}", flush=True)
 
-    running = None
-    while clock.progress < 1:
+    while trainer.progress < 1:
         starts = HOP * torch.randint(0, 128_000 // HOP - config.crop_frames, (config.batch_size,), generator=generator)
         rows = torch.randint(0, len(clips), (config.batch_size,), generator=generator)
         drawn = zip(rows.tolist(), starts.tolist(), strict=True)
@@ -148,20 +139,8 @@ def main(config: Config) -> None:
             else:
                 given = learned(wav[:, None].to(config.device)).float()
                 loss = (given - latents.to(config.device)).square().mean()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.learning_rate, step, clock.progress)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
-        optimizer.step()
-        if config.half == "decoder":
-            oscillators.hold()
-        ema.update(learned)
-        step += 1
-        running = loss.detach() if running is None else running.lerp(loss.detach(), 0.02)
-        if step % 100 == 0:
-            print(f"step {step} minutes {clock.spent / 60:.1f} loss {float(running):.4f}", flush=True)
-        if step % 500 == 0:
+        trainer.update(loss)
+        if trainer.step % 500 == 0:
             save()
     save()
 

@@ -21,7 +21,7 @@ from flow_parts import FlowModel, build_tokenizer
 from text_pretraining import pretrain_text_encoder
 from torch import Tensor
 from tqdm import tqdm
-from training_tools import Clock, ComposedClips, Ema, learning_rate, load_checkpoint, save_checkpoint
+from training_tools import ComposedClips, Trainer
 
 from alignment.codec import SpectralCodec
 
@@ -126,19 +126,12 @@ def main(config: Config) -> None:
 
     torch.manual_seed(config.seed)
     model = FlowModel(tokenizer, codec.config.latent_dim).to(config.device)
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    ema = Ema(model, 0.9985)
-    step, spent = 0, 0.0
-    if (saved := load_checkpoint(out / "checkpoint.pt")) is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema.state, ema.steps = {k: v.to(config.device) for k, v in saved["ema"].items()}, saved["step"]
-        step, spent = saved["step"], saved["spent"]
-    else:
+    path = out / "checkpoint.pt"
+    if not path.exists():
         pretrain_text_encoder(model.text_encoder, tokenizer, clips.records, seed=config.seed)
-    clock = Clock(config.minutes, spent)
-    generator = torch.Generator().manual_seed(config.seed + step)
-    batches = Batches(latents, clips, tokenizer, config.seed + step)
+    trainer = Trainer(model, path, peak=config.learning_rate, minutes=config.minutes, averaged=0.9985)
+    generator = torch.Generator().manual_seed(config.seed + trainer.step)
+    batches = Batches(latents, clips, tokenizer, config.seed + trainer.step)
 
     @torch.no_grad()
     def held_out_loss(candidate: FlowModel) -> float:
@@ -149,32 +142,21 @@ def main(config: Config) -> None:
         return float(torch.stack([flow_loss(candidate, batch, fixed, config.device) for batch in batches]).mean())
 
     def save() -> None:
-        save_checkpoint(out / "checkpoint.pt", {
-            "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state,
-            "step": step, "spent": clock.spent,
-        })  # fmt: skip
+        trainer.save()
         averaged = FlowModel(tokenizer, codec.config.latent_dim).to(config.device).eval()
-        averaged.load_state_dict(ema.state)
+        averaged.load_state_dict(trainer.ema.state)
         averaged.pipeline(tokenizer, codec).save_pretrained(out / "pipeline")
-        print(f"step {step} minutes {clock.spent / 60:.1f} held-out loss {held_out_loss(averaged):.4f}", flush=True)
+        print(
+            f"step {trainer.step} minutes {trainer.minutes:.1f} held-out loss {held_out_loss(averaged):.4f}", flush=True
+        )
 
-    running = None
-    while clock.progress < 1:
-        frames = latents.shape[-1] // (2 if clock.progress < CROP_UNTIL else 1)
+    while trainer.progress < 1:
+        frames = latents.shape[-1] // (2 if trainer.progress < CROP_UNTIL else 1)
         batch = batches.draw(config.batch_size, frames)
         loss = flow_loss(model, batch, generator, config.device, config.bfloat16)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.learning_rate, step, clock.progress)
-        optimizer.zero_grad(set_to_none=True)
-        (loss + TEMPO_WEIGHT * model.tempo_loss(*(tensor.to(config.device) for tensor in batch[1:]))).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update(model)
-        step += 1
-        running = loss.detach() if running is None else running.lerp(loss.detach(), 0.02)
-        if step % 50 == 0:
-            print(f"step {step} minutes {clock.spent / 60:.1f} loss {float(running):.4f}", flush=True)
-        if step % 200 == 0:
+        of_tempo = model.tempo_loss(*(tensor.to(config.device) for tensor in batch[1:]))
+        trainer.update(loss + TEMPO_WEIGHT * of_tempo, shown=loss)
+        if trainer.step % 200 == 0:
             save()
     save()
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 from train_encodec import assemble
 from train_flow import Batches
-from training_tools import Clock, ComposedClips, Ema, learning_rate, load_checkpoint, save_checkpoint
+from training_tools import ComposedClips, Trainer
 
 CROP_UNTIL = 0.25  # share of the budget spent on the clips' first halves
 # notes and beats are in the first codebooks; what the last ones say is nearly noise, and as large a part of the loss
@@ -80,18 +80,13 @@ def main(config: Config) -> None:
     model = build_musicgen(tokenizer, codec).to(config.device)
     model.decoder.set_attn_implementation("eager")  # twice as quick as the fused one on a CPU at these lengths
     learned = torch.nn.ModuleList([model.text_encoder, model.decoder])
-    optimizer = torch.optim.AdamW(learned.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-    ema = Ema(learned, 0.9985)
-    step, spent = 0, 0.0
-    if (saved := load_checkpoint(out / "checkpoint.pt")) is not None:
-        learned.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema.state, ema.steps = {k: v.to(config.device) for k, v in saved["ema"].items()}, saved["step"]
-        step, spent = saved["step"], saved["spent"]
-    else:
+    path = out / "checkpoint.pt"
+    if not path.exists():
         pretrain_text_encoder(model.text_encoder, tokenizer, clips.records, seed=config.seed)
-    clock = Clock(config.minutes, spent)
-    batches = Batches(codes, clips, tokenizer, config.seed + step)
+    trainer = Trainer(
+        learned, path, peak=config.learning_rate, minutes=config.minutes, averaged=0.9985, weight_decay=0.05
+    )
+    batches = Batches(codes, clips, tokenizer, config.seed + trainer.step)
 
     def losses(candidate: torch.nn.Module, batch: tuple[Tensor, ...], weights: Tensor | None = None) -> Tensor:
         tokens, ids, mask = (tensor.to(config.device) for tensor in batch[:3])
@@ -100,12 +95,9 @@ def main(config: Config) -> None:
             return prompted_losses(candidate, tokens.long(), ids, mask, mask.sum(1) == 1, weights)
 
     def save() -> None:
-        save_checkpoint(out / "checkpoint.pt", {
-            "model": learned.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state,
-            "step": step, "spent": clock.spent,
-        })  # fmt: skip
+        trainer.save()
         averaged = build_musicgen(tokenizer, codec).to(config.device).eval()
-        torch.nn.ModuleList([averaged.text_encoder, averaged.decoder]).load_state_dict(ema.state)
+        torch.nn.ModuleList([averaged.text_encoder, averaged.decoder]).load_state_dict(trainer.ema.state)
         averaged.save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")
         source = Batches(held_out_codes, held_out, tokenizer, 0)
@@ -115,27 +107,15 @@ def main(config: Config) -> None:
             wrong = [(tokens, ids.roll(1, 0), mask.roll(1, 0)) for tokens, ids, mask, *_ in drawn]
             other = float(torch.cat([losses(averaged, batch) for batch in wrong]).mean())
         print(
-            f"step {step} minutes {clock.spent / 60:.1f} held-out loss {value:.4f}, by a wrong prompt "
+            f"step {trainer.step} minutes {trainer.minutes:.1f} held-out loss {value:.4f}, by a wrong prompt "
             f"{other - value:+.4f}",
             flush=True,
         )
 
-    running = None
-    while clock.progress < 1:
-        frames = codes.shape[-1] // (2 if clock.progress < CROP_UNTIL else 1)
-        loss = losses(model, batches.draw(config.batch_size, frames), WEIGHTS).mean()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.learning_rate, step, clock.progress)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
-        optimizer.step()
-        ema.update(learned)
-        step += 1
-        running = loss.detach() if running is None else running.lerp(loss.detach(), 0.02)
-        if step % 50 == 0:
-            print(f"step {step} minutes {clock.spent / 60:.1f} loss {float(running):.4f}", flush=True)
-        if step % 400 == 0:
+    while trainer.progress < 1:
+        frames = codes.shape[-1] // (2 if trainer.progress < CROP_UNTIL else 1)
+        trainer.update(losses(model, batches.draw(config.batch_size, frames), WEIGHTS).mean())
+        if trainer.step % 400 == 0:
             save()
     save()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,74 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+class Trainer:
+    """A module that learns: AdamW, its moving average, a budget by the clock, and a checkpoint to continue from.
+
+    Args:
+        learned: what learns, on the device it learns on.
+        path: of the checkpoint; where there is one, the run goes on from it.
+        peak: learning rate after the warm-up, see `learning_rate`.
+        minutes: over all runs.
+        averaged: decay of the moving average.
+        hold: called after each step of the optimiser, before the average, to put back what must not learn.
+    """
+
+    def __init__(
+        self,
+        learned: nn.Module,
+        path: Path,
+        *,
+        peak: float,
+        minutes: float,
+        averaged: float,
+        weight_decay: float = 0.01,
+        hold: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.learned, self.path, self.peak, self.hold = learned, path, peak, hold
+        self.optimizer = torch.optim.AdamW(learned.parameters(), peak, betas=(0.9, 0.98), weight_decay=weight_decay)
+        self.ema = Ema(learned, averaged)
+        self.step, spent = 0, 0.0
+        saved = load_checkpoint(path)
+        if saved is not None:
+            learned.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            for key, value in saved["ema"].items():
+                self.ema.state[key].copy_(value)
+            self.ema.steps = self.step = saved["step"]
+            spent = saved["spent"]
+        self.clock = Clock(minutes, spent)
+        self.shown: Tensor | None = None
+
+    @property
+    def progress(self) -> float:
+        return self.clock.progress
+
+    @property
+    def minutes(self) -> float:
+        """Spent over all runs."""
+        return self.clock.spent / 60
+
+    def update(self, loss: Tensor, shown: Tensor | None = None) -> None:
+        """One step down `loss`; every 50 print the running mean of `shown`, several numbers or `loss` itself."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.peak, self.step, self.progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.learned.parameters(), 1.0)
+        self.optimizer.step()
+        self.hold()
+        self.ema.update(self.learned)
+        self.step += 1
+        current = (loss if shown is None else shown).detach().float()
+        self.shown = current if self.shown is None else self.shown.lerp(current, 0.02)
+        if self.step % 50 == 0:
+            losses = [round(value, 4) for value in self.shown.reshape(-1).tolist()]
+            print(f"step {self.step} minutes {self.minutes:.1f} losses {losses}", flush=True)
+
+    def save(self) -> None:
+        save_checkpoint(self.path, {
+            "model": self.learned.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema.state,
+            "step": self.step, "spent": self.clock.spent,
+        })  # fmt: skip
