@@ -83,7 +83,7 @@ class Oscillators:
     @torch.no_grad()
     def hold(self) -> None:
         for part, kept in zip(self.parts(), self.kept, strict=True):
-            part[self.rows] = kept
+            part[self.rows] = kept.to(part.device)
 
 
 def magnitudes_at_pitches(codes: SpectralCodes) -> tuple[Tensor, Tensor]:

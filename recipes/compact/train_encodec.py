@@ -132,14 +132,13 @@ def main(config: Config) -> None:
         drawn = zip(rows.tolist(), starts.tolist(), strict=True)
         wav = torch.stack([clips.wav(row, start, crop) for row, start in drawn])
         latents = codes.latents(wav)
+        given = wav[:, None] if config.half == "encoder" else codes.decode(codes.codes(latents))
         with torch.autocast(config.device, torch.bfloat16, enabled=config.bfloat16):
-            if config.half == "decoder":
-                given = codes.decode(codes.codes(latents)).to(config.device)
-                loss = stft_loss(learned(given)[:, 0, :crop].float(), wav.to(config.device))
-            else:
-                given = learned(wav[:, None].to(config.device)).float()
-                loss = (given - latents.to(config.device)).square().mean()
-        trainer.update(loss)
+            found = learned(given.to(config.device)).float()
+        if config.half == "encoder":
+            trainer.update((found - latents.to(config.device)).square().mean())
+        else:
+            trainer.update(stft_loss(found[:, 0, :crop], wav.to(config.device)))
         if trainer.step % 500 == 0:
             save()
     save()
