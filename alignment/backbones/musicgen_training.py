@@ -56,7 +56,7 @@ def token_losses(
         weights: of the codebooks, [K], with sum 1; equal if None.
 
     Returns:
-        loss [B], in nats per token, mean over codebooks.
+        loss [B], in nats per token, mean over codebooks by their weights.
     """
     config, pad = decoder.config, int(decoder.config.pad_token_id)
     delays = [k // int(config.audio_channels) for k in range(int(config.num_codebooks))]

@@ -44,6 +44,10 @@ def without_origin(content: dict[str, Any]) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     trained, codec_dir = config.data_dir / "musicgen", config.data_dir / "encodec"
+    checkpoints = (codec_dir / "decoder.pt", codec_dir / "encoder.pt", trained / "checkpoint.pt")
+    for path in checkpoints:  # an untrained part would be exported as if it were one
+        if not path.exists():
+            raise SystemExit(f"error: {path} is missing: run train_encodec.py, both halves, and train_musicgen.py first")
     model = MusicgenForConditionalGeneration.from_pretrained(trained / "model")
     codec = assemble(codec_dir, load_spectral_codes(codec_dir / "codes.pt"))
     for before, now in zip(model.audio_encoder.quantizer.layers, codec.quantizer.layers, strict=True):
@@ -53,7 +57,6 @@ def main(config: Config) -> None:
     model.audio_encoder.load_state_dict(codec.state_dict())
     held_out = ComposedClips(config.data_dir, "val")
     quality = evaluate(Reconstruction(model.audio_encoder.eval()), held_out, "cpu", count=100)
-    checkpoints = (codec_dir / "decoder.pt", codec_dir / "encoder.pt", trained / "checkpoint.pt")
     steps = [(load_checkpoint(path) or {"step": 0})["step"] for path in checkpoints]
 
     generation = model.generation_config

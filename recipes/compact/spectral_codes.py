@@ -3,8 +3,8 @@
 Codes of a waveform codec spend their bits on phase, which differs from frame to frame while a tone stands still; a
 small language model finds little to learn in them. Here a frame of 32 ms is the log magnitudes of its two halves,
 reduced to their principal components and quantised in residual steps (SoundStream, arXiv 2107.03312, section 3.3) by
-k-means. That takes seconds, and the language model may learn these
-codes at once, beside the codec's decoder, which sounds them, and its encoder, which learns to give them.
+k-means. That takes seconds, and the language model may learn these codes at once, beside the codec's decoder, which
+sounds them, and its encoder, which learns to give them.
 """
 
 from __future__ import annotations

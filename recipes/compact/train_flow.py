@@ -42,7 +42,7 @@ class Config:
     batch_size: int = 16
     learning_rate: float = 1.2e-3
     bfloat16: bool = True
-    """Products in bfloat16, losses not: two to five times as quick on a processor that has it, slower on others."""
+    """Products in bfloat16, losses not: quicker on a processor that has it, slower on others."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
