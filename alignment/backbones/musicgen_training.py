@@ -45,7 +45,12 @@ def delayed(codes: Tensor, delays: Sequence[int], pad: int) -> Tensor:
 
 
 def token_losses(
-    decoder: Any, codes: Tensor, states: Tensor, mask: Tensor | None, weights: Tensor | None = None
+    decoder: Any,
+    codes: Tensor,
+    states: Tensor,
+    mask: Tensor | None,
+    weights: Tensor | None = None,
+    unheard: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of each clip's tokens given what the decoder hears of a prompt.
 
@@ -54,6 +59,7 @@ def token_losses(
         codes: tokens [B, K, T], T above the longest delay.
         states, mask: as in a `Condition`, of B rows.
         weights: of the codebooks, [K], with sum 1; equal if None.
+        unheard: steps [B, T] whose tokens are to be told without hearing the step before; none if None.
 
     Returns:
         loss [B], in nats per token, mean over codebooks by their weights.
@@ -62,6 +68,8 @@ def token_losses(
     delays = [k // int(config.audio_channels) for k in range(int(config.num_codebooks))]
     targets = delayed(codes.to(decoder.device), delays, pad)
     inputs = torch.cat([torch.full_like(targets[..., :1], pad), targets[..., :-1]], dim=-1)
+    if unheard is not None:
+        inputs = inputs.masked_fill(unheard[:, None].to(inputs.device), pad)
     hidden = decoder.model(
         input_ids=inputs.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
     ).last_hidden_state[:, -targets.shape[-1] :]

@@ -47,7 +47,7 @@ def main(config: Config) -> None:
     checkpoints = (codec_dir / "decoder.pt", codec_dir / "encoder.pt", trained / "checkpoint.pt")
     for path in checkpoints:  # an untrained part would be exported as if it were one
         if not path.exists():
-            raise SystemExit(f"error: {path} is missing: run train_encodec.py, both halves, and train_musicgen.py first")
+            raise SystemExit(f"error: {path} is missing: run train_encodec.py (both halves) and train_musicgen.py")
     model = MusicgenForConditionalGeneration.from_pretrained(trained / "model")
     codec = assemble(codec_dir, load_spectral_codes(codec_dir / "codes.pt"))
     for before, now in zip(model.audio_encoder.quantizer.layers, codec.quantizer.layers, strict=True):

@@ -56,15 +56,16 @@ def prompted_losses(
     mask: Tensor,
     dropped: Tensor,
     weights: Tensor | None = None,
+    unheard: Tensor | None = None,
 ) -> Tensor:
     """Loss [B] in nats per token of codes [B, K, T], conditioned as MusicGen is.
 
     Args:
         ids, mask: tokens of the prompts [B, S] and where they are.
         dropped: [B], true where the clip is to be heard without its prompt: zeros that are all attended to.
-        weights: of the codebooks, [K], with sum 1; equal if None.
+        weights, unheard: as for `token_losses`.
     """
     states = model.text_encoder(ids, attention_mask=mask).last_hidden_state
     states = states * (mask * ~dropped[:, None])[..., None]
     attended = torch.where(dropped[:, None], torch.ones_like(mask), mask)
-    return token_losses(model.decoder, codes, states, attended, weights)
+    return token_losses(model.decoder, codes, states, attended, weights, unheard)

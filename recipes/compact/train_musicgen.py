@@ -26,7 +26,9 @@ from train_encodec import assemble
 from train_flow import Batches
 from training_tools import ComposedClips, Trainer
 
-CROP_UNTIL = 0.25  # share of the budget spent on the clips' first halves
+# Of a clip's attributes its first second already tells most, so that a model which hears all that came before learns
+# little of the prompt. Until this share of the budget half of the clips are heard in part.
+UNHEARD_UNTIL = 0.75
 # notes and beats are in the first codebooks; what the last ones say is nearly noise, and as large a part of the loss
 WEIGHTS = torch.tensor([1 / (k + 1) for k in range(CODEBOOKS)])
 WEIGHTS /= WEIGHTS.sum()
@@ -65,6 +67,12 @@ def encode_clips(codes: SpectralCodes, clips: ComposedClips, path: Path) -> np.n
     return np.load(path, mmap_mode="r")
 
 
+def draw_unheard(clips: int, frames: int, generator: torch.Generator) -> Tensor:
+    """Steps [clips, frames] to hide from the decoder: in half of the clips a share of them, from none to all."""
+    share = torch.rand(clips, 1, generator=generator) * (torch.rand(clips, 1, generator=generator) < 0.5)
+    return torch.rand(clips, frames, generator=generator) < share
+
+
 def main(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -87,12 +95,18 @@ def main(config: Config) -> None:
         learned, path, peak=config.learning_rate, minutes=config.minutes, averaged=0.9985, weight_decay=0.05
     )
     batches = Batches(codes, clips, tokenizer, config.seed + trainer.step)
+    generator = torch.Generator().manual_seed(config.seed + trainer.step)
 
-    def losses(candidate: torch.nn.Module, batch: tuple[Tensor, ...], weights: Tensor | None = None) -> Tensor:
+    def losses(
+        candidate: torch.nn.Module,
+        batch: tuple[Tensor, ...],
+        weights: Tensor | None = None,
+        unheard: Tensor | None = None,
+    ) -> Tensor:
         tokens, ids, mask = (tensor.to(config.device) for tensor in batch[:3])
         with torch.autocast(config.device, torch.bfloat16, enabled=config.bfloat16):
             # an empty prompt is its end
-            return prompted_losses(candidate, tokens.long(), ids, mask, mask.sum(1) == 1, weights)
+            return prompted_losses(candidate, tokens.long(), ids, mask, mask.sum(1) == 1, weights, unheard)
 
     def save() -> None:
         trainer.save()
@@ -113,8 +127,9 @@ def main(config: Config) -> None:
         )
 
     while trainer.progress < 1:
-        frames = codes.shape[-1] // (2 if trainer.progress < CROP_UNTIL else 1)
-        trainer.update(losses(model, batches.draw(config.batch_size, frames), WEIGHTS).mean())
+        frames = codes.shape[-1]
+        unheard = draw_unheard(config.batch_size, frames, generator) if trainer.progress < UNHEARD_UNTIL else None
+        trainer.update(losses(model, batches.draw(config.batch_size, frames), WEIGHTS, unheard).mean())
         if trainer.step % 400 == 0:
             save()
     save()

@@ -81,6 +81,30 @@ def test_codebooks_weigh_what_they_are_given(backbone: MusicgenBackbone) -> None
     assert torch.allclose(each.mean(dim=0), loss(None), atol=1e-6)
 
 
+@torch.no_grad()
+def test_a_step_is_told_without_what_is_not_to_be_heard(backbone: MusicgenBackbone) -> None:
+    """Clips that differ in their first frame are told alike where the steps that carry it are hidden."""
+    codes, decoder = drawn(backbone)[:1], backbone.model.decoder
+    other = codes.clone()
+    other[..., 0] = (codes[..., 0] + 1) % decoder.config.vocab_size
+    ((_, heard),) = encode_prompts(backbone.model, backbone.tokenizer, PROMPTS[:1], guided=False)
+    seen: list[torch.Tensor] = []
+    hooks = [head.register_forward_hook(lambda *given: seen.append(given[2])) for head in decoder.lm_heads]
+    longest = (codes.shape[1] - 1) // backbone.channels
+    hidden = torch.arange(codes.shape[-1])[None] <= 1 + longest  # the first frame's tokens, as late as they come
+    logits = {}
+    for name, unheard in (("all", None), ("none", torch.zeros_like(hidden)), ("hidden", hidden)):
+        for clip in (codes, other):
+            seen.clear()
+            token_losses(decoder, clip, heard.states, heard.mask, unheard=unheard)
+            logits.setdefault(name, []).append(torch.stack(seen))
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(logits["all"][0], logits["none"][0])
+    assert (logits["all"][0] - logits["all"][1]).abs().max() > 1e-4
+    assert torch.allclose(*logits["hidden"], atol=1e-6)
+
+
 def test_prompts_are_left_out_as_often_as_asked(backbone: MusicgenBackbone) -> None:
     codes = drawn(backbone)
     with torch.no_grad():
