@@ -1,9 +1,10 @@
-"""Train compact-musicgen: text encoder and decoder on the codes of composed clips.
+"""Train compact-musicgen: its text encoder on captions, its decoder on the codes of composed clips.
 
     python recipes/compact/train_musicgen.py --data-dir data/compact --minutes 90
 
 Needs the codes that train_encodec.py fits first, not the trained codec: both may run side by side. Continues from its
-own checkpoint; `--minutes` is the total over all runs. Writes <data-dir>/musicgen/{checkpoint.pt, model/}.
+own checkpoint; `--minutes` is the total over all runs. Writes text_encoder.pt, checkpoint.pt and model/ to
+<data-dir>/musicgen/.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from torch import Tensor
 from tqdm import tqdm
 from train_encodec import assemble
 from train_flow import Batches
-from training_tools import ComposedClips, Trainer
+from training_tools import ComposedClips, Trainer, load_checkpoint, save_checkpoint
 
-# Of a clip's attributes its first second already tells most, so that a model which hears all that came before learns
-# little of the prompt. Until this share of the budget half of the clips are heard in part.
-UNHEARD_UNTIL = 0.75
+# A clip's first second tells most of what its prompt does, so that a model which always hears what came before learns
+# little of the prompt. Until this share of the budget half of the clips are heard from a random step on alone.
+UNHEARD_UNTIL = 0.9
 # notes and beats are in the first codebooks; what the last ones say is nearly noise, and as large a part of the loss
 WEIGHTS = torch.tensor([1 / (k + 1) for k in range(CODEBOOKS)])
 WEIGHTS /= WEIGHTS.sum()
@@ -68,9 +69,10 @@ def encode_clips(codes: SpectralCodes, clips: ComposedClips, path: Path) -> np.n
 
 
 def draw_unheard(clips: int, frames: int, generator: torch.Generator) -> Tensor:
-    """Steps [clips, frames] to hide from the decoder: in half of the clips a share of them, from none to all."""
-    share = torch.rand(clips, 1, generator=generator) * (torch.rand(clips, 1, generator=generator) < 0.5)
-    return torch.rand(clips, frames, generator=generator) < share
+    """Steps [clips, frames] to hide from the decoder: in half of the clips those before a random one."""
+    begin = torch.randint(0, frames + 1, (clips, 1), generator=generator)
+    chosen = torch.rand(clips, 1, generator=generator) < 0.5
+    return (torch.arange(frames) < begin) & chosen
 
 
 def main(config: Config) -> None:
@@ -87,13 +89,18 @@ def main(config: Config) -> None:
     torch.manual_seed(config.seed)
     model = build_musicgen(tokenizer, codec).to(config.device)
     model.decoder.set_attn_implementation("eager")  # in bfloat16 the fused one takes half of a CPU's step
-    learned = torch.nn.ModuleList([model.text_encoder, model.decoder])
-    path = out / "checkpoint.pt"
-    if not path.exists():
+    # frozen, as MusicGen's own: learning with the decoder, it forgets words that take long to be heard, such as drums
+    text_path = out / "text_encoder.pt"
+    if (text := load_checkpoint(text_path)) is None:
         pretrain_text_encoder(model.text_encoder, tokenizer, clips.records, seed=config.seed)
+        save_checkpoint(text_path, model.text_encoder.state_dict())
+    else:
+        model.text_encoder.load_state_dict(text)
+    model.text_encoder.requires_grad_(False)
     trainer = Trainer(
-        learned, path, peak=config.learning_rate, minutes=config.minutes, averaged=0.9985, weight_decay=0.05
-    )
+        model.decoder, out / "checkpoint.pt", peak=config.learning_rate, minutes=config.minutes, averaged=0.9985,
+        weight_decay=0.05,
+    )  # fmt: skip
     batches = Batches(codes, clips, tokenizer, config.seed + trainer.step)
     generator = torch.Generator().manual_seed(config.seed + trainer.step)
 
@@ -111,7 +118,8 @@ def main(config: Config) -> None:
     def save() -> None:
         trainer.save()
         averaged = build_musicgen(tokenizer, codec).to(config.device).eval()
-        torch.nn.ModuleList([averaged.text_encoder, averaged.decoder]).load_state_dict(trainer.ema.state)
+        averaged.text_encoder.load_state_dict(model.text_encoder.state_dict())
+        averaged.decoder.load_state_dict(trainer.ema.state)
         averaged.save_pretrained(out / "model")
         tokenizer.save_pretrained(out / "model")
         source = Batches(held_out_codes, held_out, tokenizer, 0)
