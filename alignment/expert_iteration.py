@@ -40,8 +40,9 @@ class ExpertIterationConfig:
     num_candidates: int | None = None
     """Clips drawn for every training prompt in a round, with seeds that no other prompt and no other round has; None
     for the family's own default."""
-    num_evaluation_seeds: int = 4
-    """Clips of every held-out prompt, with the same seeds for the base and after each round; no candidate has them."""
+    num_evaluation_seeds: int | None = None
+    """Clips of every held-out prompt, with the same seeds for the base and after each round; no candidate has them.
+    None for the family's own default."""
     learning_rates: tuple[float, ...] | None = None
     """Tried one after the other on the same experts; the best that breaks no budget goes on. None for the family's own,
     one."""
@@ -144,6 +145,7 @@ def expert_iteration(
     check_trainable(backbone)
     check_prompts(prompts, held_out_prompts)
     num_candidates = config.num_candidates or backbone.learning.num_candidates
+    num_evaluation_seeds = config.num_evaluation_seeds or backbone.learning.num_evaluation_seeds
     rates = config.learning_rates or (backbone.learning.learning_rate,)
     config.selection.check(len(prompts), num_candidates)
     settings = backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
@@ -157,6 +159,7 @@ def expert_iteration(
         "generation": settings.to_dict(),
         "learning": {
             "num_candidates": num_candidates,
+            "num_evaluation_seeds": num_evaluation_seeds,
             "preference_beta": preference_beta(config.training, backbone.learning),
             "learning_rates": list(rates),
         },
@@ -167,7 +170,7 @@ def expert_iteration(
     judges = Judges(reward, side=side_rewards or {}, embed=embed)
     driver = Driver(run, judges, load_audio, config.batch_size, "all", progress)
     attach_adapter(backbone, config.lora, config.seed)
-    rounds = Rounds(backbone, settings, num_candidates, config, run, driver, save_audio, log)
+    rounds = Rounds(backbone, settings, num_candidates, num_evaluation_seeds, config, run, driver, save_audio, log)
     outcome = _iterate(rounds, rates, prompts, held_out_prompts, distance, reference, log)
 
     def write() -> None:
@@ -201,7 +204,7 @@ def _iterate(
     for number in range(1, config.num_rounds + 1):
         set_adapter_state(backbone, policy)
         # after the seeds of evaluation, which are nobody's to learn, and those of earlier rounds
-        taken = len(held_out_prompts) * config.num_evaluation_seeds
+        taken = len(held_out_prompts) * rounds.num_evaluation_seeds
         taken += (number - 1) * len(prompts) * rounds.num_candidates
         pools = rounds.candidates(number, prompts, config.seed + taken)
         experts = select_experts(pools, config.selection)

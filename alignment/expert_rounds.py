@@ -46,6 +46,7 @@ class Rounds:
         backbone: with an adapter; candidates are drawn and clips evaluated with what that is set to.
         settings: of generation.
         num_candidates: of each training prompt in a round.
+        num_evaluation_seeds: of each held-out prompt.
         run: a started run.
         driver: makes and judges.
         log: told each training step.
@@ -56,6 +57,7 @@ class Rounds:
         backbone: TrainableBackbone,
         settings: GenerationSettings,
         num_candidates: int,
+        num_evaluation_seeds: int,
         config: ExpertIterationConfig,
         run: RunDirectory,
         driver: Driver,
@@ -63,7 +65,7 @@ class Rounds:
         log: Log,
     ) -> None:
         self.backbone, self.settings, self.config, self.run = backbone, settings, config, run
-        self.num_candidates = num_candidates
+        self.num_candidates, self.num_evaluation_seeds = num_candidates, num_evaluation_seeds
         self.driver, self.save_audio, self.log = driver, save_audio, log
         self.driver.timing.setdefault("train", 0.0)
         self.steps_done = 0
@@ -193,7 +195,7 @@ class Rounds:
 
     def evaluate(self, name: str, prompts: Sequence[Prompt]) -> Heard:
         """Clips of the held-out prompts: the same seeds for every adapter."""
-        count = self.config.num_evaluation_seeds
+        count = self.num_evaluation_seeds
         items = self._items(prompts, count, self.config.seed, f"trial{name}")
         files = [f"{ROUND.format(name)}-{kind}.jsonl" for kind in ("evaluation", "embeddings")]
         known = {item.key for item in items}

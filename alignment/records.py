@@ -133,3 +133,5 @@ class LearningDefaults:
     preference_beta: float
     """DPO's beta, for the family's `clip_losses` and in their unit."""
     learning_rate: float
+    num_evaluation_seeds: int = 4
+    """Of each held-out prompt: enough to tell a prompt's gain from the chance of its draws."""
