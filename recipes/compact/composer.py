@@ -15,6 +15,9 @@ SCALES = {
     "mixolydian": (0, 2, 4, 5, 7, 9, 10),
 }
 KEYS = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
+# C, F and G alone, whose major and minor scales differ in their notes: with all twelve the word "minor" says nothing of
+# which notes to expect, for every set of them is that of a major and of a minor key, and no generator learned it
+TONICS = (0, 5, 7)
 DRUM_CHANNEL = 9
 
 # Onsets of a melody bar in sixteenths; a motif is one of these and is varied over the phrase.
@@ -80,7 +83,7 @@ def compose(rng: np.random.Generator, duration: float) -> Piece:
     if genre == "ambient":
         density = str(rng.choice(["sparse", "sparse", "moderate"]))
     dynamics = str(rng.choice(["soft", "medium", "medium", "loud"]))
-    tonic = int(rng.integers(12))
+    tonic = int(rng.choice(TONICS))
     attributes: dict[str, Any] = {
         "genre": genre, "tempo": tempo, "tempo_class": tempo_class(tempo), "key": KEYS[tonic], "mode": mode,
         "minor": minor, "lead": lead, "lead_family": INSTRUMENTS[lead].family, "accompaniment": accompaniment,
