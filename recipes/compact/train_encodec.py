@@ -21,7 +21,7 @@ from oscillators import start_decoder
 from spectral_codes import SpectralCodes, fit_spectral_codes, load_spectral_codes
 from torch import Tensor
 from train_codec import evaluate, stft_loss
-from training_tools import ComposedClips, Trainer, load_checkpoint
+from training_tools import ComposedClips, Trainer, in_bfloat16, load_checkpoint
 from transformers import EncodecModel
 
 
@@ -36,8 +36,8 @@ class Config:
     crop_frames: int = 60
     """Of 32 ms."""
     learning_rate: float = 1.5e-3
-    bfloat16: bool = True
-    """Products in bfloat16, losses not: quicker on a processor that has it, slower on others."""
+    bfloat16: bool | None = None
+    """Products in bfloat16, losses not; if not given, where that is quicker, which a short trial tells."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -114,6 +114,7 @@ def main(config: Config) -> None:
         learned, out / f"{config.half}.pt", peak=config.learning_rate, minutes=config.minutes, averaged=0.995,
         hold=oscillators.hold,
     )  # fmt: skip
+    bfloat16 = in_bfloat16(config.bfloat16, config.device)
     generator = torch.Generator().manual_seed(config.seed + trainer.step)
     crop = config.crop_frames * HOP
 
@@ -133,7 +134,7 @@ def main(config: Config) -> None:
         wav = torch.stack([clips.wav(row, start, crop) for row, start in drawn])
         latents = codes.latents(wav)
         given = wav[:, None] if config.half == "encoder" else codes.decode(codes.codes(latents))
-        with torch.autocast(config.device, torch.bfloat16, enabled=config.bfloat16):
+        with torch.autocast(config.device, torch.bfloat16, enabled=bfloat16):
             found = learned(given.to(config.device)).float()
         if config.half == "encoder":
             trainer.update((found - latents.to(config.device)).square().mean())

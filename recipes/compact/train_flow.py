@@ -21,7 +21,7 @@ from flow_parts import FlowModel, build_tokenizer
 from text_pretraining import pretrain_text_encoder
 from torch import Tensor
 from tqdm import tqdm
-from training_tools import ComposedClips, Trainer
+from training_tools import ComposedClips, Trainer, in_bfloat16
 
 from alignment.codec import SpectralCodec
 
@@ -41,8 +41,8 @@ class Config:
     minutes: float = 120.0
     batch_size: int = 16
     learning_rate: float = 1.2e-3
-    bfloat16: bool = True
-    """Products in bfloat16, losses not: quicker on a processor that has it, slower on others."""
+    bfloat16: bool | None = None
+    """Products in bfloat16, losses not; if not given, where that is quicker, which a short trial tells."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -131,6 +131,7 @@ def main(config: Config) -> None:
         pretrain_text_encoder(model.text_encoder, tokenizer, clips.records, seed=config.seed)
     trainer = Trainer(model, path, peak=config.learning_rate, minutes=config.minutes, averaged=0.9985)
     generator = torch.Generator().manual_seed(config.seed + trainer.step)
+    bfloat16 = in_bfloat16(config.bfloat16, config.device)
     batches = Batches(latents, clips, tokenizer, config.seed + trainer.step)
 
     @torch.no_grad()
@@ -153,7 +154,7 @@ def main(config: Config) -> None:
     while trainer.progress < 1:
         frames = latents.shape[-1] // (2 if trainer.progress < CROP_UNTIL else 1)
         batch = batches.draw(config.batch_size, frames)
-        loss = flow_loss(model, batch, generator, config.device, config.bfloat16)
+        loss = flow_loss(model, batch, generator, config.device, bfloat16)
         of_tempo = model.tempo_loss(*(tensor.to(config.device) for tensor in batch[1:]))
         trainer.update(loss + TEMPO_WEIGHT * of_tempo, shown=loss)
         if trainer.step % 200 == 0:

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 from train_encodec import assemble
 from train_flow import Batches
-from training_tools import ComposedClips, Trainer, load_checkpoint, save_checkpoint
+from training_tools import ComposedClips, Trainer, in_bfloat16, load_checkpoint, save_checkpoint
 
 # A clip's first second tells most of what its prompt does, so that a model which always hears what came before learns
 # little of the prompt. Until this share of the budget half of the clips are heard from a random step on alone.
@@ -43,8 +43,8 @@ class Config:
     minutes: float = 90.0
     batch_size: int = 16
     learning_rate: float = 2e-3
-    bfloat16: bool = True
-    """Products in bfloat16, losses not: quicker on a processor that has it, slower on others."""
+    bfloat16: bool | None = None
+    """Products in bfloat16, losses not; if not given, where that is quicker, which a short trial tells."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -103,6 +103,7 @@ def main(config: Config) -> None:
     )  # fmt: skip
     batches = Batches(codes, clips, tokenizer, config.seed + trainer.step)
     generator = torch.Generator().manual_seed(config.seed + trainer.step)
+    bfloat16 = in_bfloat16(config.bfloat16, config.device)
 
     def losses(
         candidate: torch.nn.Module,
@@ -111,7 +112,7 @@ def main(config: Config) -> None:
         unheard: Tensor | None = None,
     ) -> Tensor:
         tokens, ids, mask = (tensor.to(config.device) for tensor in batch[:3])
-        with torch.autocast(config.device, torch.bfloat16, enabled=config.bfloat16):
+        with torch.autocast(config.device, torch.bfloat16, enabled=bfloat16):
             # an empty prompt is its end
             return prompted_losses(candidate, tokens.long(), ids, mask, mask.sum(1) == 1, weights, unheard)
 
