@@ -77,7 +77,9 @@ def token_losses(
     of_codebooks = []
     for k, head in enumerate(decoder.lm_heads):
         own = targets[:, k].masked_fill(targets[:, k] == pad, -100)
-        nats = cross_entropy(head(hidden).float().transpose(1, 2), own, ignore_index=-100, reduction="none")
+        # rows of logits as they lie: a class axis in the middle would be copied to the end and back
+        logits = head(hidden).float().flatten(0, 1)
+        nats = cross_entropy(logits, own.flatten(), ignore_index=-100, reduction="none").view_as(own)
         of_codebooks.append(nats.sum(dim=-1) / (own != -100).sum(dim=-1))
     each = torch.stack(of_codebooks)
     # not a product of matrices, which autocast would take in half precision

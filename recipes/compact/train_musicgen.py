@@ -88,7 +88,9 @@ def main(config: Config) -> None:
 
     torch.manual_seed(config.seed)
     model = build_musicgen(tokenizer, codec).to(config.device)
-    model.decoder.set_attn_implementation("eager")  # in bfloat16 the fused one takes half of a CPU's step
+    bfloat16 = in_bfloat16(config.bfloat16, config.device)
+    if bfloat16:  # in which the fused attention takes half of a CPU's step
+        model.decoder.set_attn_implementation("eager")
     # frozen, as MusicGen's own: learning with the decoder, it forgets words that take long to be heard, such as drums
     text_path = out / "text_encoder.pt"
     if (text := load_checkpoint(text_path)) is None:
@@ -103,7 +105,6 @@ def main(config: Config) -> None:
     )  # fmt: skip
     batches = Batches(codes, clips, tokenizer, config.seed + trainer.step)
     generator = torch.Generator().manual_seed(config.seed + trainer.step)
-    bfloat16 = in_bfloat16(config.bfloat16, config.device)
 
     def losses(
         candidate: torch.nn.Module,
