@@ -54,8 +54,8 @@ def main(config: Config) -> None:
     flow_dir, codec_dir = config.data_dir / "flow", config.data_dir / "codec"
     pipeline = StableAudio3Pipeline.from_pretrained(flow_dir / "pipeline", torch_dtype=torch.float32)
     pipeline.transformer.register_to_config(clock_sharpness=CLOCK_SHARPNESS)
-    # the codec's decoder may have been trained on while its latents, and so the flow, stood still
-    pipeline.vae = SpectralCodec.from_pretrained(codec_dir / "codec")
+    if codec_dir.exists():  # its decoder may have been trained on while its latents, and so the flow, stood still
+        pipeline.vae = SpectralCodec.from_pretrained(codec_dir / "codec")
     held_out = ComposedClips(config.data_dir, "val")
     codec = evaluate(pipeline.vae.eval(), held_out, "cpu", count=100)
     steps = [(load_checkpoint(folder / "checkpoint.pt") or {"step": 0})["step"] for folder in (codec_dir, flow_dir)]

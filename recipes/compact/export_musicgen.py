@@ -49,12 +49,14 @@ def main(config: Config) -> None:
         if not path.exists():
             raise SystemExit(f"error: {path} is missing: run train_encodec.py (both halves) and train_musicgen.py")
     model = MusicgenForConditionalGeneration.from_pretrained(trained / "model")
-    codec = assemble(codec_dir, load_spectral_codes(codec_dir / "codes.pt"))
+    spectral = load_spectral_codes(codec_dir / "codes.pt")
+    codec = assemble(codec_dir, spectral)
     for before, now in zip(model.audio_encoder.quantizer.layers, codec.quantizer.layers, strict=True):
         if not torch.equal(before.codebook.embed, now.codebook.embed):
             raise SystemExit("error: the codebooks have changed since train_musicgen.py read them: train again")
     # encoder and decoder may have been trained on while the codes, and so the language model, stood still
     model.audio_encoder.load_state_dict(codec.state_dict())
+    spectral.ship()
     held_out = ComposedClips(config.data_dir, "val")
     quality = evaluate(Reconstruction(model.audio_encoder.eval()), held_out, "cpu", count=100)
     steps = [(load_checkpoint(path) or {"step": 0})["step"] for path in checkpoints]

@@ -96,6 +96,12 @@ class FlowModel(nn.Module):
         context = torch.cat([text, duration[:, None]], dim=1)
         return context, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), duration
 
+    def take(self, pipeline: StableAudio3Pipeline) -> None:
+        """The weights of a pipeline that `pipeline` made."""
+        self.text_encoder.load_state_dict(pipeline.text_encoder.state_dict())
+        self.duration_embedder.load_state_dict(pipeline.duration_embedder.state_dict())
+        self.denoiser.load_state_dict(pipeline.transformer.state_dict())
+
     def pipeline(self, tokenizer: PreTrainedTokenizerFast, codec: SpectralCodec) -> StableAudio3Pipeline:
         return StableAudio3Pipeline(
             vae=codec, text_encoder=self.text_encoder, tokenizer=tokenizer, duration_embedder=self.duration_embedder,

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import torch
 from encodec_parts import CODEBOOKS, ENTRIES, HIDDEN, HOP
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from training_tools import ComposedClips, save_checkpoint
 
+# what of the shipped codes their codebooks, which are in the model, do not say
+SHIPPED = Path(__file__).with_name("spectral_codes.safetensors")
 N_FFT = 1024
 FLOOR = 0.1  # of an STFT bin: 68 dB below a sine at full scale; what is below is silence
 
@@ -68,11 +71,22 @@ class SpectralCodes:
     def save(self, path: Path) -> None:
         save_checkpoint(path, asdict(self))
 
+    def ship(self, path: Path = SHIPPED) -> None:
+        """Write all but the codebooks, in half precision."""
+        parts = {"mean": self.mean, "components": self.components, "scale": self.scale}
+        save_file({name: part.half().contiguous() for name, part in parts.items()}, path)
+
 
 def load_spectral_codes(path: Path) -> SpectralCodes:
     if not path.exists():
         raise SystemExit(f"error: {path} is missing: run train_encodec.py first")
     return SpectralCodes(**torch.load(path, map_location="cpu", weights_only=True))
+
+
+def shipped_spectral_codes(codebooks: Tensor, path: Path = SHIPPED) -> SpectralCodes:
+    """Those of the shipped model, whose codebooks are [K, E, D]."""
+    parts = {name: part.float() for name, part in load_file(path).items()}
+    return SpectralCodes(**parts, codebooks=codebooks)
 
 
 def fit_spectral_codes(clips: ComposedClips, num_clips: int = 750, frames: int = 100, seed: int = 0) -> SpectralCodes:

@@ -18,11 +18,11 @@ import torch
 import tyro
 from encodec_parts import HOP, build_codec, start_encoder
 from oscillators import start_decoder
-from spectral_codes import SpectralCodes, fit_spectral_codes, load_spectral_codes
+from spectral_codes import SpectralCodes, fit_spectral_codes, load_spectral_codes, shipped_spectral_codes
 from torch import Tensor
 from train_codec import evaluate, stft_loss
 from training_tools import ComposedClips, Trainer, in_bfloat16, load_checkpoint
-from transformers import EncodecModel
+from transformers import EncodecModel, MusicgenForConditionalGeneration
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Config:
     """Settings of the EnCodec stage."""
 
     half: Literal["decoder", "encoder"] = "decoder"
+    start_from: Path | None = None
+    """The shipped compact-musicgen, to go on from its codec, where there is no checkpoint yet."""
     data_dir: Path = Path("data/compact")
     minutes: float = 40.0
     batch_size: int = 6
@@ -101,14 +103,23 @@ def main(config: Config) -> None:
         torch.set_num_threads(config.threads)
     out = config.data_dir / "encodec"
     clips, held_out = ComposedClips(config.data_dir, "train"), ComposedClips(config.data_dir, "val")
+    shipped = None
+    if config.start_from is not None:
+        shipped = MusicgenForConditionalGeneration.from_pretrained(config.start_from, dtype=torch.float32).audio_encoder
     if not (out / "codes.pt").exists():
-        fit_spectral_codes(clips, seed=config.seed).save(out / "codes.pt")
+        if shipped is None:
+            found = fit_spectral_codes(clips, seed=config.seed)
+        else:
+            found = shipped_spectral_codes(torch.stack([layer.codebook.embed for layer in shipped.quantizer.layers]))
+        found.save(out / "codes.pt")
     codes = load_spectral_codes(out / "codes.pt")
 
     torch.manual_seed(config.seed)
     codec = build_codec()
     oscillators = start_decoder(codec, codes)
     start_encoder(codec)
+    if shipped is not None:
+        codec.load_state_dict(shipped.state_dict())
     learned: torch.nn.Module = getattr(codec, config.half).to(config.device)
     trainer = Trainer(
         learned, out / f"{config.half}.pt", peak=config.learning_rate, minutes=config.minutes, averaged=0.995,
@@ -120,11 +131,11 @@ def main(config: Config) -> None:
 
     def save() -> None:
         trainer.save()
-        shipped = assemble(out, codes)
+        averaged = assemble(out, codes)
         if config.half == "decoder":
-            held = f"sounds {evaluate(Sounded(shipped.decoder, codes), held_out, 'cpu')}"
+            held = f"sounds {evaluate(Sounded(averaged.decoder, codes), held_out, 'cpu')}"
         else:
-            held = f"misses {unexplained(shipped.encoder, codes, held_out):.3f} of the latents"
+            held = f"misses {unexplained(averaged.encoder, codes, held_out):.3f} of the latents"
         print(f"step {trainer.step} minutes {trainer.minutes:.1f} {config.half} {held}", flush=True)
 
     while trainer.progress < 1:

@@ -17,6 +17,7 @@ import torch
 import tyro
 from captions import write_caption
 from composer import TEMPI
+from diffusers import StableAudio3Pipeline
 from flow_parts import FlowModel, build_tokenizer
 from text_pretraining import pretrain_text_encoder
 from torch import Tensor
@@ -39,6 +40,8 @@ class Config:
 
     data_dir: Path = Path("data/compact")
     minutes: float = 120.0
+    start_from: Path | None = None
+    """The shipped compact-flow, to go on from its weights and with its codec, where there is no checkpoint yet."""
     batch_size: int = 16
     learning_rate: float = 1.2e-3
     bfloat16: bool | None = None
@@ -118,16 +121,25 @@ def main(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     out = config.data_dir / "flow"
-    codec = SpectralCodec.from_pretrained(config.data_dir / "codec" / "codec").to(config.device).eval()
+    shipped = None
+    if config.start_from is not None:
+        shipped = StableAudio3Pipeline.from_pretrained(config.start_from, torch_dtype=torch.float32)
+    codec = SpectralCodec.from_pretrained(config.data_dir / "codec" / "codec") if shipped is None else shipped.vae
+    codec = codec.to(config.device).eval()
     clips, held_out = ComposedClips(config.data_dir, "train"), ComposedClips(config.data_dir, "val")
-    tokenizer = build_tokenizer(caption for record in clips.records for caption in record["captions"])
+    if shipped is None:
+        tokenizer = build_tokenizer(caption for record in clips.records for caption in record["captions"])
+    else:
+        tokenizer = shipped.tokenizer
     latents = encode_clips(codec, clips, out / "train", config.device)
     held_out_latents = encode_clips(codec, held_out, out / "val", config.device)
 
     torch.manual_seed(config.seed)
     model = FlowModel(tokenizer, codec.config.latent_dim).to(config.device)
     path = out / "checkpoint.pt"
-    if not path.exists():
+    if shipped is not None:
+        model.take(shipped)
+    elif not path.exists():
         pretrain_text_encoder(model.text_encoder, tokenizer, clips.records, seed=config.seed)
     trainer = Trainer(model, path, peak=config.learning_rate, minutes=config.minutes, averaged=0.9985)
     generator = torch.Generator().manual_seed(config.seed + trainer.step)
@@ -152,7 +164,9 @@ def main(config: Config) -> None:
         )
 
     while trainer.progress < 1:
-        frames = latents.shape[-1] // (2 if trainer.progress < CROP_UNTIL else 1)
+        # a model that knows whole clips forgets their second halves on first ones
+        halved = shipped is None and trainer.progress < CROP_UNTIL
+        frames = latents.shape[-1] // (2 if halved else 1)
         batch = batches.draw(config.batch_size, frames)
         loss = flow_loss(model, batch, generator, config.device, bfloat16)
         of_tempo = model.tempo_loss(*(tensor.to(config.device) for tensor in batch[1:]))

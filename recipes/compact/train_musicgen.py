@@ -26,6 +26,7 @@ from tqdm import tqdm
 from train_encodec import assemble
 from train_flow import Batches
 from training_tools import ComposedClips, Trainer, in_bfloat16, load_checkpoint, save_checkpoint
+from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 # A clip's first second tells most of what its prompt does, so that a model which always hears what came before learns
 # little of the prompt. Until this share of the budget half of the clips are heard from a random step on alone.
@@ -41,6 +42,9 @@ class Config:
 
     data_dir: Path = Path("data/compact")
     minutes: float = 90.0
+    start_from: Path | None = None
+    """The shipped compact-musicgen, to go on from its weights, where there is no checkpoint yet; give it to
+    train_encodec.py too."""
     batch_size: int = 16
     learning_rate: float = 2e-3
     bfloat16: bool | None = None
@@ -82,7 +86,12 @@ def main(config: Config) -> None:
     spectral = load_spectral_codes(config.data_dir / "encodec" / "codes.pt")
     codec = assemble(config.data_dir / "encodec", spectral)
     clips, held_out = ComposedClips(config.data_dir, "train"), ComposedClips(config.data_dir, "val")
-    tokenizer = build_tokenizer(caption for record in clips.records for caption in record["captions"])
+    shipped = None
+    if config.start_from is None:
+        tokenizer = build_tokenizer(caption for record in clips.records for caption in record["captions"])
+    else:
+        shipped = MusicgenForConditionalGeneration.from_pretrained(config.start_from, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(config.start_from)
     codes = encode_clips(spectral, clips, out / "train")
     held_out_codes = encode_clips(spectral, held_out, out / "val")
 
@@ -93,7 +102,10 @@ def main(config: Config) -> None:
         model.decoder.set_attn_implementation("eager")
     # frozen, as MusicGen's own: learning with the decoder, it forgets words that take long to be heard, such as drums
     text_path = out / "text_encoder.pt"
-    if (text := load_checkpoint(text_path)) is None:
+    if shipped is not None:
+        model.text_encoder.load_state_dict(shipped.text_encoder.state_dict())
+        model.decoder.load_state_dict(shipped.decoder.state_dict())
+    elif (text := load_checkpoint(text_path)) is None:
         pretrain_text_encoder(model.text_encoder, tokenizer, clips.records, seed=config.seed)
         save_checkpoint(text_path, model.text_encoder.state_dict())
     else:
