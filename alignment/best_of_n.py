@@ -158,7 +158,6 @@ def best_of_n(
                 "sample_rate": backbone.sample_rate,
                 "channels": backbone.channels,
             },
-            "generation": settings.to_dict(),
             "strategy": {
                 "name": config.strategy,
                 "budget": config.budget,
@@ -169,7 +168,7 @@ def best_of_n(
             "versions": versions(),
         }
 
-    run.start(describe)
+    run.start(describe, {"generation": settings.to_dict()})
     stages = stages_of(run.config["strategy"], backbone, settings, config.strategy)
 
     unfinished = Unfinished(run, backbone)

@@ -74,7 +74,7 @@ def ditto(
     judges = Judges(reward, "reward", side, alone=True)
     model = {name: getattr(backbone, name) for name in ("name", "license", "sample_rate", "channels")}
     steps = {"generation": settings.to_dict(), "render": final.to_dict()}
-    run.start({"backbone": model, **steps, **(info or {}), "versions": versions()})
+    run.start({"backbone": model, **(info or {}), "versions": versions()}, steps)
 
     def make(batch: Sequence[Item]) -> list[str | None]:
         """Both clips of each prompt; the batch holds them as neighbours."""

@@ -156,17 +156,16 @@ def expert_iteration(
             "sample_rate": backbone.sample_rate,
             "channels": backbone.channels,
         },
-        "generation": settings.to_dict(),
-        "learning": {
-            "num_candidates": num_candidates,
-            "num_evaluation_seeds": num_evaluation_seeds,
-            "preference_beta": preference_beta(config.training, backbone.learning),
-            "learning_rates": list(rates),
-        },
         **(info or {}),
         "versions": versions(("peft", "accelerate")),
     }
-    run.start(described)
+    learning = {
+        "num_candidates": num_candidates,
+        "num_evaluation_seeds": num_evaluation_seeds,
+        "preference_beta": preference_beta(config.training, backbone.learning),
+        "learning_rates": list(rates),
+    }
+    run.start(described, {"generation": settings.to_dict(), "learning": learning})
     judges = Judges(reward, side=side_rewards or {}, embed=embed)
     driver = Driver(run, judges, load_audio, config.batch_size, "all", progress)
     attach_adapter(backbone, config.lora, config.seed)

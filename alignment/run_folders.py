@@ -96,15 +96,31 @@ def compare(path: Path, config: dict[str, Any], recipe: str, settings: dict[str,
         raise InputError(
             f"{path} holds a {config['recipe']} run; choose another --output-dir, or --overwrite to clear it"
         )
-    before = config["settings"]
-    for key in [*settings, *(key for key in before if key not in settings)]:
-        if key in settings and key in before and settings[key] == before[key]:
-            continue
-        old, new = (_brief(values, key) for values in (before, settings))
-        detail = f"{key} was {old}, now {new}" if old != new else f"{key} differs"
+    detail = _first_difference(config["settings"], settings)
+    if detail is not None:
         raise InputError(
             f"{path} holds a run with other settings ({detail}); give another --output-dir, or --overwrite"
         )
+
+
+def compare_defaults(path: Path, config: dict[str, Any], resolved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to continue a run whose untold settings came to other values, such as with another version's defaults."""
+    for group, values in json.loads(json.dumps(resolved)).items():
+        detail = _first_difference(config.get(group, values), values)
+        if detail is not None:
+            raise InputError(
+                f"{path} holds a run that was begun with other defaults ({group}: {detail}); give another "
+                "--output-dir, or --overwrite"
+            )
+
+
+def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    for key in [*now, *(key for key in before if key not in now)]:
+        if key in now and key in before and now[key] == before[key]:
+            continue
+        old, new = (_brief(values, key) for values in (before, now))
+        return f"{key} was {old}, now {new}" if old != new else f"{key} differs"
+    return None
 
 
 def _brief(values: Mapping[str, Any], key: str) -> str:

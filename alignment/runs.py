@@ -29,6 +29,7 @@ from alignment.run_folders import (
     RESULTS,
     check_writable,
     compare,
+    compare_defaults,
     default_output_directory,
     read_config,
     versions,
@@ -150,17 +151,30 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
-    def start(self, info: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
+    def start(
+        self,
+        info: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        resolved: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         """Write config.json for a new run, or leave that of the run being continued.
 
         Args:
             info: what is recorded beside the settings (JSON values), or what makes it, for a new run only.
-        """
-        agree(self.processes, lambda: self._start(info))
+            resolved: groups of values that settings came to where they were not told; recorded too.
 
-    def _start(self, info: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
+        Raises:
+            InputError: they came to others when the run was begun.
+        """
+        agree(self.processes, lambda: self._start(info, resolved or {}))
+
+    def _start(
+        self,
+        info: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        resolved: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         config = read_config(self.path)
         if config is not None and not self.overwrite:
+            compare_defaults(self.path, config, resolved)
             changed = sorted(
                 f"{name} {config['versions'][name]} -> {version}"
                 for name, version in versions().items()
@@ -174,7 +188,8 @@ class RunDirectory:
             # config.json goes last: killed half-way, the folder is still known as ours
             self._clear()
         self._new = config is None
-        self.write_json(CONFIG, {"recipe": self.recipe, "format": _FORMAT, "settings": self.settings, **record})
+        about = {"recipe": self.recipe, "format": _FORMAT, "settings": self.settings}
+        self.write_json(CONFIG, {**about, **resolved, **record})
         self.audio.mkdir(exist_ok=True)
 
     def _clear(self) -> None:

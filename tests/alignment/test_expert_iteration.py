@@ -24,7 +24,7 @@ from alignment.interfaces import LearningDefaults, Prompt
 from alignment.lessons import FineTuningConfig
 from alignment.lora import ADAPTER_WEIGHTS, LoraConfig, base_digest, moved, read_adapter
 from alignment.overoptimization import HELD_OUT, BudgetConfig
-from alignment.runs import RunDirectory
+from alignment.runs import RESULTS, RunDirectory
 
 PROMPTS = [Prompt("a", "calm piano"), Prompt("b/1", "fast drums a b c")]
 HELD = [Prompt("a", "piano d"), Prompt("c", "drums <b>e</b> f")]
@@ -139,6 +139,9 @@ def test_what_is_not_told_is_the_family_s_own(iterate: Make, make: Make, tmp_pat
         }
         assert len((tmp_path / name / "candidates.jsonl").read_text().splitlines()) == 3 * len(PROMPTS)
         adapters.append(load_file(tmp_path / name / summary["rounds"][0]["adapter"] / ADAPTER_WEIGHTS))
+    (tmp_path / "own" / RESULTS).unlink()
+    with pytest.raises(InputError, match=r"learning: preference_beta was 9\.0, now 1\.0"):
+        iterate(untold, backbone, name="own")
     own_values, same, other = adapters
     assert moved(own_values, same) == 0 < moved(own_values, other)
     with pytest.raises(InputError, match="keeps none"):

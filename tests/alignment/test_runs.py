@@ -21,6 +21,23 @@ def started(path: Path, settings: dict[str, object] = SETTINGS, *, overwrite: bo
     return run
 
 
+def test_other_defaults_are_refused_by_name_until_overwritten(tmp_path: Path) -> None:
+    def go_on(steps: int, overwrite: bool = False) -> RunDirectory:
+        run = RunDirectory(tmp_path / "run", "ditto", SETTINGS, overwrite=overwrite)
+        with run:
+            run.start({"versions": versions()}, {"generation": {"steps": steps, "pair": (1, 2)}})
+        return run
+
+    assert go_on(16).config["generation"] == {"steps": 16, "pair": [1, 2]}
+    go_on(16).append_records([{"candidate": 0}])
+    with pytest.raises(InputError, match=r"generation: steps was 16, now 20") as caught:
+        go_on(20)
+    assert "--overwrite" in str(caught.value) and "\n" not in str(caught.value)
+    assert go_on(16).read_records() == [{"candidate": 0}]
+    run = go_on(20, overwrite=True)
+    assert run.config["generation"]["steps"] == 20 and not run.read_records()
+
+
 def test_looking_writes_nothing(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "new" / "run", "best_of_n", SETTINGS)
     assert list(tmp_path.iterdir()) == []
