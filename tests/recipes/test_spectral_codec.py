@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from encodec_parts import SAMPLE_RATE, build_codec
 from oscillators import start_decoder
-from spectral_codes import fit_spectral_codes
+from spectral_codes import fit_spectral_codes, shipped_spectral_codes
 from train_encodec import assemble
 from training_tools import ComposedClips
 
@@ -53,6 +53,9 @@ codec = assemble(folder, codes)
 by_codec = codec.quantizer.encode(latents, codec.config.target_bandwidths[-1])
 says["codes_alike"] = torch.equal(by_codec.transpose(0, 1), chosen)
 says["sum_alike"] = float((codec.quantizer.decode(chosen.transpose(0, 1)) - codes.decode(chosen)).abs().max())
+codes.ship(folder / "shipped.safetensors")
+again = shipped_spectral_codes(codes.codebooks, folder / "shipped.safetensors")
+says["shipped_alike"] = [float((again.codes(again.latents(wav)) == chosen)[:, k].float().mean()) for k in range(2)]
 says["kept"] = 1 - float((codes.decode(chosen) - latents).square().mean() / latents.var())
 
 frequency = 440 * 2 ** (4 / 12)
@@ -103,6 +106,10 @@ def says(tmp_path_factory):
 def test_the_codec_chooses_the_codes_that_were_fitted(says):
     assert says["codes_alike"] and says["sum_alike"] < 1e-5
     assert says["kept"] > 0.8
+
+
+def test_shipped_in_half_precision_the_codes_say_the_same(says):
+    assert min(says["shipped_alike"]) > 0.98
 
 
 def test_codes_have_no_phase(says):
