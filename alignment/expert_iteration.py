@@ -49,8 +49,9 @@ class ExpertIterationConfig:
     start_from: Literal["previous", "base"] = "previous"
     """What a round's training starts from: the adapter that drew its candidates, or the base as in ReST-EM."""
     seed: int = 0
-    batch_size: int = 8
-    """Clips generated and judged at once; halved for a batch that does not fit the memory."""
+    batch_size: int | None = None
+    """Clips generated and judged at once, None for the family's own default; halved for a batch that does not fit the
+    memory."""
     keep: Literal["first", "all"] = "first"
     """Clips of held-out prompts whose audio stays: those of the first seed, or all."""
     duration: float | None = None
@@ -146,6 +147,7 @@ def expert_iteration(
     check_prompts(prompts, held_out_prompts)
     num_candidates = config.num_candidates or backbone.learning.num_candidates
     num_evaluation_seeds = config.num_evaluation_seeds or backbone.learning.num_evaluation_seeds
+    batch_size = config.batch_size or backbone.learning.batch_size
     rates = config.learning_rates or (backbone.learning.learning_rate,)
     config.selection.check(len(prompts), num_candidates)
     settings = backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
@@ -162,12 +164,13 @@ def expert_iteration(
     learning = {
         "num_candidates": num_candidates,
         "num_evaluation_seeds": num_evaluation_seeds,
+        "batch_size": batch_size,
         "preference_beta": preference_beta(config.training, backbone.learning),
         "learning_rates": list(rates),
     }
     run.start(described, {"generation": settings.to_dict(), "learning": learning})
     judges = Judges(reward, side=side_rewards or {}, embed=embed)
-    driver = Driver(run, judges, load_audio, config.batch_size, "all", progress)
+    driver = Driver(run, judges, load_audio, batch_size, "all", progress)
     attach_adapter(backbone, config.lora, config.seed)
     rounds = Rounds(backbone, settings, num_candidates, num_evaluation_seeds, config, run, driver, save_audio, log)
     outcome = _iterate(rounds, rates, prompts, held_out_prompts, distance, reference, log)

@@ -135,3 +135,5 @@ class LearningDefaults:
     learning_rate: float
     num_evaluation_seeds: int = 4
     """Of each held-out prompt: enough to tell a prompt's gain from the chance of its draws."""
+    batch_size: int = 8
+    """Clips generated and judged at once."""

@@ -23,6 +23,7 @@ from alignment.interfaces import GenerationSettings, TokenSettings
 
 # samples decoded at once, over all clips: the codec's widest layer holds 64 channels of them
 MAX_DECODED_SAMPLES = 1 << 22
+MAX_DECODED_SAMPLES_ON_CPU = 1 << 17  # 8 s at 16 kHz; memory asked for anew at every layer costs it more than a clip
 
 
 class MusicgenBackbone:
@@ -188,7 +189,8 @@ class MusicgenBackbone:
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Audio [B, C, frames * hop_length] of tokens [B, K, frames], not clamped."""
-        at_once = max(1, MAX_DECODED_SAMPLES // (codes.shape[-1] * self.hop_length))
+        limit = MAX_DECODED_SAMPLES_ON_CPU if codes.device.type == "cpu" else MAX_DECODED_SAMPLES
+        at_once = max(1, limit // (codes.shape[-1] * self.hop_length))
         clips = []
         for some in codes.split(at_once):
             # the codebooks of left and right alternate; the codec is a mono one

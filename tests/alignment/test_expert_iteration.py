@@ -119,7 +119,7 @@ def test_a_round_of_every_family(iterate: Make, make: Make, tmp_path: Path, fami
 
 
 def test_what_is_not_told_is_the_family_s_own(iterate: Make, make: Make, tmp_path: Path) -> None:
-    untold = replace(CONFIG, num_candidates=None, num_evaluation_seeds=None, learning_rates=None)
+    untold = replace(CONFIG, num_candidates=None, num_evaluation_seeds=None, learning_rates=None, batch_size=None)
     told = replace(untold, learning_rates=(2e-3,), training=replace(CONFIG.training, preference_beta=9.0))
     adapters = []
     for name, config, own in (
@@ -128,12 +128,13 @@ def test_what_is_not_told_is_the_family_s_own(iterate: Make, make: Make, tmp_pat
         ("other", untold, (1.0, 2e-3)),
     ):
         backbone = make()
-        backbone.learning = LearningDefaults(3, *own, num_evaluation_seeds=1)
+        backbone.learning = LearningDefaults(3, *own, num_evaluation_seeds=1, batch_size=2)
         summary = iterate(config, backbone, name=name)
         rate = summary["rounds"][0]["learning_rate"]
         assert rate == 2e-3 and summary["learning"] == {
             "num_candidates": 3,
             "num_evaluation_seeds": 1,
+            "batch_size": 2,
             "preference_beta": 1.0 if name == "other" else 9.0,
             "learning_rates": [rate],
         }
