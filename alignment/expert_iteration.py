@@ -21,7 +21,7 @@ from alignment.experts import SelectionConfig, counterexamples_of, select_expert
 from alignment.finetuning import Log
 from alignment.interfaces import Embed, LoadAudio, Prompt, Reward, SaveAudio, TrainableBackbone
 from alignment.judging import Driver
-from alignment.lessons import FineTuningConfig, preference_beta
+from alignment.lessons import FineTuningConfig, num_steps, preference_beta
 from alignment.lora import LoraConfig, adapter_state, attach_adapter, check_trainable, read_adapter, set_adapter_state
 from alignment.overoptimization import BudgetConfig, Distance, Guard
 from alignment.processes import agree
@@ -165,6 +165,7 @@ def expert_iteration(
         "num_candidates": num_candidates,
         "num_evaluation_seeds": num_evaluation_seeds,
         "batch_size": batch_size,
+        "num_steps": num_steps(config.training, backbone.learning),
         "preference_beta": preference_beta(config.training, backbone.learning),
         "learning_rates": list(rates),
     }

@@ -14,7 +14,7 @@ from alignment.errors import InputError
 from alignment.finetuning import Log, fine_tune, mixed_seed
 from alignment.interfaces import Candidate, GenerationSettings, Prompt, SaveAudio, TrainableBackbone
 from alignment.judging import Driver
-from alignment.lessons import DivergedError, Lesson
+from alignment.lessons import DivergedError, Lesson, num_steps
 from alignment.lora import (
     ADAPTER_CONFIG,
     adapter_card,
@@ -68,7 +68,7 @@ class Rounds:
         self.num_candidates, self.num_evaluation_seeds = num_candidates, num_evaluation_seeds
         self.driver, self.save_audio, self.log = driver, save_audio, log
         self.driver.timing.setdefault("train", 0.0)
-        self.steps_done = 0
+        self.steps_done, self.num_steps = 0, num_steps(config.training, backbone.learning)
         self._base: str | None = None
 
     def candidates(self, number: int, prompts: Sequence[Prompt], seed: int) -> list[list[Candidate]]:
@@ -127,8 +127,8 @@ class Rounds:
         name = f"round-{number}_lr-{rate:g}"
         folder = self.run.path / ADAPTERS / name
         failure = f"{ROUND.format(f'{number}-{k}')}-failed.json"
-        processes, config = self.run.processes, self.config.training
-        self.steps_done += config.num_steps
+        processes = self.run.processes
+        self.steps_done += self.num_steps
         if agree(processes, (folder / ADAPTER_CONFIG).is_file):
             read_adapter(self.backbone, folder)
             return {"adapter": f"{ADAPTERS}/{name}", "broken": [], **self._record(folder)}
@@ -147,7 +147,7 @@ class Rounds:
     ) -> dict[str, Any]:
         run, backbone, config = self.run, self.backbone, self.config
         self._base = self._base or base_digest(backbone)
-        start, step = adapter_state(backbone), self.steps_done - config.training.num_steps
+        start, step = adapter_state(backbone), self.steps_done - self.num_steps
         try:
             losses = fine_tune(
                 backbone,

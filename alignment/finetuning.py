@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from alignment.candidates import is_out_of_memory
 from alignment.errors import InputError
 from alignment.interfaces import LatentBackbone, Processes, TrainableBackbone
-from alignment.lessons import DivergedError, FineTuningConfig, Lesson, preference_beta
+from alignment.lessons import DivergedError, FineTuningConfig, Lesson, num_steps, preference_beta
 from alignment.lora import adapter_parameters, set_adapter_state
 from alignment.processes import agree, is_main, share
 from alignment.tensors import read_tensors, write_tensors
@@ -72,10 +72,10 @@ def fine_tune(
         trainer.restore(checkpoint)
     agree(processes, lambda: None)  # nobody writes before everyone has read
     with _gradient_checkpointing(backbone, config.gradient_checkpointing):
-        while len(trainer.losses) < config.num_steps:
+        while len(trainer.losses) < trainer.num_steps:
             rate = trainer.step()
             log({"train/loss": trainer.losses[-1], "train/learning_rate": rate}, len(trainer.losses))
-            due = len(trainer.losses) % config.checkpoint_every == 0 or len(trainer.losses) == config.num_steps
+            due = len(trainer.losses) % config.checkpoint_every == 0 or len(trainer.losses) == trainer.num_steps
             if due and is_main(processes):
                 trainer.save(checkpoint)
     set_adapter_state(backbone, trainer.average)
@@ -102,6 +102,7 @@ class _Trainer:
         values = list(self.parameters.values())
         self.optimizer = torch.optim.AdamW(values, lr=learning_rate, weight_decay=config.weight_decay)
         self.preference_beta = preference_beta(config, backbone.learning)
+        self.num_steps = num_steps(config, backbone.learning)
         self.losses: list[float] = []
         self.parts = config.gradient_accumulation_steps
         self.autocast = _autocast(values[0].device, config.mixed_precision)
@@ -125,7 +126,7 @@ class _Trainer:
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm)
         if not (math.isfinite(loss) and bool(norm.isfinite())):
             raise DivergedError(
-                f"the loss is not finite in step {step + 1} of {self.config.num_steps} at learning rate "
+                f"the loss is not finite in step {step + 1} of {self.num_steps} at learning rate "
                 f"{self.learning_rate:g}; a smaller one may do"
             )
         rate = self.learning_rate * min(1.0, (step + 1) / (self.config.warmup_steps + 1))

@@ -25,7 +25,8 @@ class FineTuningConfig:
     preference_beta: float | None = None
     """How sharply an expert is preferred to the worst clip of its prompt (DPO's beta, for the family's own loss); None
     for the family's own default, 0 learns the experts by themselves."""
-    num_steps: int = 160
+    num_steps: int | None = None
+    """In a round; None for the family's own default."""
     train_batch_size: int = 8
     """Clips in a step, over all processes."""
     gradient_accumulation_steps: int = 1
@@ -46,8 +47,8 @@ class FineTuningConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "train_batch_size", "gradient_accumulation_steps", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise InputError(f"{name} is {count}; expected at least 1")
         if self.preference_beta is not None and not 0 <= self.preference_beta < math.inf:
             raise InputError(f"preference_beta is {self.preference_beta}; expected a finite number of at least 0")
         if self.warmup_steps < 0:
@@ -64,6 +65,11 @@ class FineTuningConfig:
 def preference_beta(config: FineTuningConfig, learning: LearningDefaults) -> float:
     """The one asked for, or the family's own."""
     return learning.preference_beta if config.preference_beta is None else config.preference_beta
+
+
+def num_steps(config: FineTuningConfig, learning: LearningDefaults) -> int:
+    """As many as asked for, or the family's own."""
+    return learning.num_steps if config.num_steps is None else config.num_steps
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,8 @@ class LearningDefaults:
     preference_beta: float
     """DPO's beta, for the family's `clip_losses` and in their unit."""
     learning_rate: float
+    num_steps: int
+    """Of training in a round."""
     num_evaluation_seeds: int = 4
     """Of each held-out prompt: enough to tell a prompt's gain from the chance of its draws."""
     batch_size: int = 8

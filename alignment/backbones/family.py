@@ -42,7 +42,9 @@ class DiffusionFamily(ABC):
     denoiser_name: ClassVar[str] = "transformer"
     lora_target_modules: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
     # squared errors of two clips differ by thousandths: beta is of the order of their inverse
-    learning: LearningDefaults = LearningDefaults(num_candidates=10, preference_beta=300.0, learning_rate=5e-4)
+    learning: LearningDefaults = LearningDefaults(
+        num_candidates=3, preference_beta=300.0, learning_rate=5e-4, num_steps=160
+    )
     # how the pipeline calls its denoiser: places or names of the noisy latents and of the time
     sample_argument: ClassVar[int | str] = 0
     time_arguments: ClassVar[tuple[int | str, ...]] = (1,)

@@ -119,13 +119,14 @@ def test_a_round_of_every_family(iterate: Make, make: Make, tmp_path: Path, fami
 
 
 def test_what_is_not_told_is_the_family_s_own(iterate: Make, make: Make, tmp_path: Path) -> None:
-    untold = replace(CONFIG, num_candidates=None, num_evaluation_seeds=None, learning_rates=None, batch_size=None)
-    told = replace(untold, learning_rates=(2e-3,), training=replace(CONFIG.training, preference_beta=9.0))
+    open_ones = dict.fromkeys(("num_candidates", "num_evaluation_seeds", "learning_rates", "batch_size"))
+    untold = replace(CONFIG, **open_ones, training=replace(CONFIG.training, num_steps=None))  # type: ignore[arg-type]
+    told = replace(untold, learning_rates=(2e-3,), training=replace(CONFIG.training, preference_beta=9.0, num_steps=2))
     adapters = []
     for name, config, own in (
-        ("own", untold, (9.0, 2e-3)),
-        ("same", told, (1.0, 1e-3)),
-        ("other", untold, (1.0, 2e-3)),
+        ("own", untold, (9.0, 2e-3, 2)),
+        ("same", told, (1.0, 1e-3, 5)),
+        ("other", untold, (1.0, 2e-3, 2)),
     ):
         backbone = make()
         backbone.learning = LearningDefaults(3, *own, num_evaluation_seeds=1, batch_size=2)
@@ -135,6 +136,7 @@ def test_what_is_not_told_is_the_family_s_own(iterate: Make, make: Make, tmp_pat
             "num_candidates": 3,
             "num_evaluation_seeds": 1,
             "batch_size": 2,
+            "num_steps": 2,
             "preference_beta": 1.0 if name == "other" else 9.0,
             "learning_rates": [rate],
         }
