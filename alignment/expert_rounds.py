@@ -116,7 +116,8 @@ class Rounds:
         if about["keys"] != keys:
             raise InputError(f"{path} holds other clips than the run's records give; --overwrite starts anew")
         prompts, duration = [expert.prompt for expert in experts], self.settings.duration
-        return Lesson(tensors["targets"], prompts, duration, tensors.get("counterexamples"))
+        guidance = self.settings.guidance_scale
+        return Lesson(tensors["targets"], prompts, duration, tensors.get("counterexamples"), guidance)
 
     def train(self, number: int, k: int, rate: float, lesson: Lesson, experts: Sequence[Candidate]) -> dict[str, Any]:
         """Train the adapter from what it is set to, or read the one that was trained before.

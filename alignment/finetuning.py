@@ -19,6 +19,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,14 +177,18 @@ class _Trainer:
         rows = [self._row(step * self.config.train_batch_size + place) for place in places]
         lesson = self.lesson
         if lesson.counterexamples is None:
-            return self._clip_losses(lesson.targets[torch.tensor(rows)], rows, step, places).mean()
+            own = self.backbone.clip_losses
+            return self._losses(own, lesson.targets[torch.tensor(rows)], rows, step, places).mean()
+        drawn_with = partial(self.backbone.preference_losses, guidance_scale=lesson.guidance_scale)
         both = torch.cat([each[torch.tensor(rows)] for each in (lesson.targets, lesson.counterexamples)])
         with torch.no_grad(), self._as_at_the_start():
-            reference = self._clip_losses(both, rows, step, places)
-        expert, other = (reference - self._clip_losses(both, rows, step, places)).chunk(2)
+            reference = self._losses(drawn_with, both, rows, step, places)
+        expert, other = (reference - self._losses(drawn_with, both, rows, step, places)).chunk(2)
         return -logsigmoid(self.preference_beta * (expert - other)).mean()
 
-    def _clip_losses(self, targets: Tensor, rows: Sequence[int], step: int, places: Sequence[int]) -> Tensor:
+    def _losses(
+        self, losses: Callable[..., Tensor], targets: Tensor, rows: Sequence[int], step: int, places: Sequence[int]
+    ) -> Tensor:
         """Losses of clips [B or 2 B, ...]; the counterexamples share the noise, times and dropped prompts of theirs."""
         import torch
 
@@ -191,9 +196,9 @@ class _Trainer:
         rows, places = list(rows) * times, list(places) * times
         heard = [self.lesson.prompts[row] for row in rows] if self.conditioning is None else None
         with self.autocast:
-            return self.backbone.clip_losses(
+            return losses(
                 targets,
-                heard if self.conditioning is None else self.conditioning.select(rows),  # type: ignore[arg-type]
+                heard if self.conditioning is None else self.conditioning.select(rows),
                 [torch.Generator().manual_seed(mixed_seed(self.seed, step, place)) for place in places],
                 self.lesson.duration,
                 condition_dropout=self.config.condition_dropout,

@@ -271,6 +271,23 @@ class TrainableBackbone(Backbone, Protocol):
         """
         ...
 
+    def preference_losses(
+        self,
+        targets: torch.Tensor,
+        prompts: Sequence[str] | Conditioning,
+        generator: torch.Generator | Sequence[torch.Generator],
+        duration: float | None = None,
+        *,
+        condition_dropout: float = 0.1,
+        guidance_scale: float | None = None,
+    ) -> torch.Tensor:
+        """What stands for minus the log-likelihood of each clip [B] where one is preferred to another.
+
+        guidance_scale: that the clips were drawn with; None for the default.
+        The rest is as for `clip_losses`, which this is for families whose likelihood with guidance is not known.
+        """
+        ...
+
     def save_pretrained(self, directory: Path) -> None:
         """Write the model in its own libraries' layout; an adapter must have been merged before."""
         ...

@@ -74,11 +74,12 @@ def num_steps(config: FineTuningConfig, learning: LearningDefaults) -> int:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is learned: targets [N, ...] as `generate_targets` gives them, their N prompts, seconds of a clip, and what
-    each is to be preferred to, [N, ...] too; None learns the targets by themselves.
+    """What is learned: targets [N, ...] as `generate_targets` gives them, their N prompts, seconds of a clip, what each
+    is to be preferred to, [N, ...] too, where None learns the targets by themselves, and the guidance of the drawing.
     """
 
     targets: Tensor
     prompts: Sequence[str]
     duration: float
     counterexamples: Tensor | None = None
+    guidance_scale: float | None = None

@@ -38,8 +38,8 @@ class Arguments:
     """Expert iteration: draw candidates, keep the best, fine-tune an adapter on them, repeat."""
 
     prompts: Path | None = None
-    """File of training prompts (.txt, .json, .jsonl, .csv); 160 are shipped: many prompts teach more than many candidates
-    of few."""
+    """File of training prompts (.txt, .json, .jsonl, .csv); 160 are shipped: many of them teach more than many
+    candidates of few."""
     prompt: str | None = None
     """One training prompt instead of a file."""
     held_out_prompts: Path | None = None

@@ -6,6 +6,7 @@ All have 8 kHz, random weights that are the same in every process, and a text of
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ IDS = {token: index for index, token in enumerate([*SPECIAL.values(), *WORDS])}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; read when torch is first imported
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     config.addinivalue_line("markers", "audiocraft: builds an environment of its own; runs only with -m audiocraft")
 
 

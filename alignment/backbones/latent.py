@@ -170,6 +170,21 @@ class DiffusionBackbone(DiffusionSampler):
             losses = losses.index_put((torch.tensor(rows, device=device),), error.square().flatten(1).mean(dim=1))
         return losses
 
+    def preference_losses(
+        self,
+        targets: Tensor,
+        prompts: Sequence[str] | Conditioning,
+        generator: torch.Generator | Sequence[torch.Generator],
+        duration: float | None = None,
+        *,
+        condition_dropout: float = 0.1,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """`clip_losses`: a denoiser's error bounds the likelihood of its own clips, not of guided ones, so that
+        `guidance_scale` has no say. Source: Wallace et al., arXiv 2311.12908.
+        """
+        return self.clip_losses(targets, prompts, generator, duration, condition_dropout=condition_dropout)
+
     def save_pretrained(self, directory: Path) -> None:
         """Write the pipeline in diffusers' layout; an adapter must have been merged before."""
         self.pipeline.save_pretrained(directory)

@@ -19,7 +19,7 @@ from alignment.backbones.musicgen import MusicgenBackbone
 from alignment.backbones.musicgen_conditions import encode_prompts
 from alignment.backbones.requests import check_pairs, tell_apart
 from alignment.errors import InputError
-from alignment.interfaces import Conditioning, LearningDefaults
+from alignment.interfaces import Conditioning, LearningDefaults, TokenSettings
 
 # within `model.decoder`, matched as a whole: attention and feed-forward of its layers, nothing of text encoder or codec
 LORA_TARGETS = r"model\.decoder\.layers\.\d+\.((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
@@ -51,15 +51,18 @@ def token_losses(
     mask: Tensor | None,
     weights: Tensor | None = None,
     unheard: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Cross-entropy of each clip's tokens given what the decoder hears of a prompt.
 
     Args:
         decoder: MusicgenForCausalLM or MusicgenMelodyForCausalLM.
         codes: tokens [B, K, T], T above the longest delay.
-        states, mask: as in a `Condition`, of B rows.
+        states, mask: as in a `Condition`, of B rows, or of 2 B where there is guidance.
         weights: of the codebooks, [K], with sum 1; equal if None.
         unheard: steps [B, T] whose tokens are to be told without hearing the step before; none if None.
+        guidance_scale, temperature: of the logits, as in sampling; 1 for those of the model by itself.
 
     Returns:
         loss [B], in nats per token, mean over codebooks by their weights.
@@ -70,6 +73,8 @@ def token_losses(
     inputs = torch.cat([torch.full_like(targets[..., :1], pad), targets[..., :-1]], dim=-1)
     if unheard is not None:
         inputs = inputs.masked_fill(unheard[:, None].to(inputs.device), pad)
+    if guidance_scale != 1:
+        inputs = inputs.repeat(2, 1, 1)
     hidden = decoder.model(
         input_ids=inputs.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
     ).last_hidden_state[:, -targets.shape[-1] :]
@@ -78,7 +83,11 @@ def token_losses(
     for k, head in enumerate(decoder.lm_heads):
         own = targets[:, k].masked_fill(targets[:, k] == pad, -100)
         # rows of logits as they lie: a class axis in the middle would be copied to the end and back
-        logits = head(hidden).float().flatten(0, 1)
+        logits = head(hidden).float()
+        if guidance_scale != 1:
+            conditional, unconditional = logits.chunk(2)
+            logits = unconditional + guidance_scale * (conditional - unconditional)
+        logits = (logits / temperature).flatten(0, 1)
         nats = cross_entropy(logits, own.flatten(), ignore_index=-100, reduction="none").view_as(own)
         of_codebooks.append(nats.sum(dim=-1) / (own != -100).sum(dim=-1))
     each = torch.stack(of_codebooks)
@@ -93,6 +102,7 @@ def clip_losses(
     *,
     condition_dropout: float = CONDITION_DROPOUT,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    drawn_with: TokenSettings | None = None,
 ) -> Tensor:
     """Cross-entropy of each clip's tokens, differentiable to the decoder's parameters.
 
@@ -102,6 +112,8 @@ def clip_losses(
         codes: tokens [B, K, T] as `Draft.tokens` or `encode_audio` gives them; T above the longest delay.
         condition_dropout: chance of each clip to be heard without its prompt.
         generator: for that draw, on the CPU: one for all, or one for each clip.
+        drawn_with: take the logits that sampling with this guidance and temperature draws from, before improbable
+            tokens are left out, and leave no prompt out; None for those of the model by itself.
 
     Returns:
         loss [B], in nats per token.
@@ -117,16 +129,24 @@ def clip_losses(
             f"codes have shape {list(codes.shape)}; expected [{len(prompts)}, {len(delays)}, frames] with more than "
             f"{max(delays)} frames"
         )
-    if isinstance(generator, Sequence):
+    if drawn_with is not None:
+        dropped = torch.zeros(len(prompts), dtype=torch.bool)
+    elif isinstance(generator, Sequence):
         dropped = torch.cat([torch.rand(1, generator=own) for own in generator]) < condition_dropout
     else:
         dropped = torch.rand(len(prompts), generator=generator) < condition_dropout
     losses = torch.zeros(len(prompts), device=decoder.device)
     for rows, condition in encode_prompts(backbone.model, backbone.tokenizer, prompts, guided=True):
-        # the second half has no prompt
-        chosen = torch.arange(len(rows)) + len(rows) * dropped[rows]
-        heard = condition.select(chosen.to(decoder.device))
-        own = token_losses(decoder, codes[rows], heard.states, heard.mask)
+        scale, temperature, heard = 1.0, 1.0, condition
+        if drawn_with is not None:
+            scale, temperature = drawn_with.guidance_scale, drawn_with.temperature
+        if scale == 1:
+            # the second half has no prompt
+            chosen = torch.arange(len(rows)) + len(rows) * dropped[rows]
+            heard = condition.select(chosen.to(decoder.device))
+        own = token_losses(
+            decoder, codes[rows], heard.states, heard.mask, guidance_scale=scale, temperature=temperature
+        )
         losses = losses.index_copy(0, torch.tensor(rows, device=losses.device), own)
     return losses
 
@@ -164,7 +184,7 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
     # once. Clips of one seed are soon different ones, and pairing takes no chance out of a difference: more seeds do.
     # Writing a step of 32 clips takes about twice the time of one of 8
     learning = LearningDefaults(
-        num_candidates=6, preference_beta=300.0, learning_rate=2e-4, num_steps=48, num_evaluation_seeds=8, batch_size=32
+        num_candidates=6, preference_beta=300.0, learning_rate=5e-4, num_steps=48, num_evaluation_seeds=8, batch_size=32
     )
 
     def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
@@ -231,6 +251,28 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
         if not 0 <= condition_dropout < 1:
             raise InputError(f"condition_dropout is {condition_dropout}; expected a number from 0 to below 1")
         return clip_losses(self, texts, targets, condition_dropout=condition_dropout, generator=generator)
+
+    def preference_losses(
+        self,
+        targets: Tensor,
+        prompts: Sequence[str] | Conditioning,
+        generator: torch.Generator | Sequence[torch.Generator],
+        duration: float | None = None,
+        *,
+        condition_dropout: float = CONDITION_DROPOUT,
+        guidance_scale: float | None = None,
+    ) -> Tensor:
+        """Cross-entropy of each clip [B] in nats per token where it is drawn: with guidance and the default
+        temperature, and no prompt left out.
+
+        What is preferred by the model's own likelihood comes undone under guidance, which doubles what prompts add and
+        takes away what clips without a prompt have learned of it.
+
+        Raises:
+            InputError: shapes that do not fit, or clips too short.
+        """
+        texts = list(prompts.prompts if isinstance(prompts, Conditioning) else prompts)
+        return clip_losses(self, texts, targets, drawn_with=self.resolve(guidance_scale=guidance_scale))
 
     def save_pretrained(self, directory: Path) -> None:
         """Write model and tokenizer in transformers' layout; an adapter must have been merged before."""

@@ -24,7 +24,7 @@ from train_encodec import Reconstruction, assemble
 from training_tools import ComposedClips, load_checkpoint
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
-DEFAULTS = {"duration": 8.0, "guidance_scale": 2.0, "temperature": 1.0, "top_k": 250}
+DEFAULTS = {"duration": 8.0, "guidance_scale": 2.0, "temperature": 1.1, "top_k": 250}
 CARD = Path(__file__).parent / "cards" / "compact-musicgen.md"
 SHIPPED = Path("alignment/weights/compact-musicgen")
 

@@ -203,6 +203,9 @@ class Cramped:
         loss: torch.Tensor = self.backbone.clip_losses(targets, *arguments, **options)
         return loss
 
+    def preference_losses(self, *arguments: Any, guidance_scale: float | None = None, **options: Any) -> torch.Tensor:
+        return self.clip_losses(*arguments, **options)
+
 
 def test_out_of_memory_cuts_the_batch_and_changes_nothing(
     adapted: Callable[[], Any], lesson: Lesson, tmp_path: Path

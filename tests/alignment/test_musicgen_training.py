@@ -71,6 +71,34 @@ def test_the_loss_is_the_probability_with_which_the_tokens_are_drawn(backbone: M
 
 
 @torch.no_grad()
+def test_preferences_are_of_the_guided_logits_that_clips_are_drawn_from(backbone: MusicgenBackbone) -> None:
+    """Recorded while drawing with guidance, combined by hand; the model by itself says something else."""
+    seen: list[torch.Tensor] = []
+    heads, num_codebooks = backbone.model.decoder.lm_heads, int(backbone.model.decoder.config.num_codebooks)
+    delays = [k // backbone.channels for k in range(num_codebooks)]
+    hooks = [head.register_forward_hook(lambda *given: seen.append(given[2])) for head in heads]
+    warm = {"temperature": 1.3}
+    trainable = TrainableMusicgenBackbone(
+        backbone.model, backbone.tokenizer, name="tiny", license="none", defaults=warm
+    )
+    codes = trainable.begin(PROMPTS[:1], [5], trainable.resolve(guidance_scale=2.5)).tokens(12)
+    for hook in hooks:
+        hook.remove()
+    conditional, unconditional = torch.stack(seen[: 12 * len(heads)]).view(12, len(heads), 2, -1).unbind(dim=2)
+    chances = ((unconditional + 2.5 * (conditional - unconditional)) / 1.3).log_softmax(dim=-1)
+    own = [
+        torch.stack([-chances[step, k, codes[0, k, step - delay]] for step in range(delay, 12)]).mean()
+        for k, delay in enumerate(delays)
+    ]
+    found = trainable.preference_losses(codes, PROMPTS[:1], torch.Generator(), guidance_scale=2.5)
+    assert torch.allclose(found, torch.stack(own).mean(), atol=1e-5)
+    alone = clip_losses(backbone, PROMPTS[:1], codes, condition_dropout=0.0)
+    assert (found - alone).abs() > 1e-4
+    plain = TrainableMusicgenBackbone(backbone.model, backbone.tokenizer, name="tiny", license="none")
+    assert torch.allclose(plain.preference_losses(codes, PROMPTS[:1], torch.Generator(), guidance_scale=1.0), alone)
+
+
+@torch.no_grad()
 def test_codebooks_weigh_what_they_are_given(backbone: MusicgenBackbone) -> None:
     """The loss of one alone is its own, the mean of those is the loss without weights."""
     codes, decoder = drawn(backbone), backbone.model.decoder
