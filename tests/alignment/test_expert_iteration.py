@@ -84,7 +84,9 @@ def iterate(make: Make, audio_io: dict[str, Any], tmp_path: Path) -> Make:
 def test_a_round_of_every_family(iterate: Make, make: Make, tmp_path: Path, family: str) -> None:
     backbone = make(family)
     digest = base_digest(backbone)
-    summary = iterate(backbone=backbone, side_rewards={HELD_OUT: quiet})
+    # three small steps leave every draw of a token where it was
+    config = replace(CONFIG, learning_rates=(3e-2,)) if family == "musicgen" else CONFIG
+    summary = iterate(config, backbone, side_rewards={HELD_OUT: quiet})
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == summary
     (row,) = summary["rounds"]
     for key in (
