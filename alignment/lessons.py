@@ -26,7 +26,7 @@ class FineTuningConfig:
     """How sharply an expert is preferred to the worst clip of its prompt (DPO's beta, for the family's own loss); None
     for the family's own default, 0 learns the experts by themselves."""
     num_steps: int | None = None
-    """In a round; None for the family's own default."""
+    """Of the optimizer in a round; None for the family's own default."""
     train_batch_size: int = 8
     """Clips in a step, over all processes."""
     gradient_accumulation_steps: int = 1
@@ -37,7 +37,8 @@ class FineTuningConfig:
     ema_decay: float = 0.98
     """Of the average over steps that becomes the adapter; lower at the start: (1 + step) / (10 + step)."""
     condition_dropout: float = 0.1
-    """Of the clips that are learned without their prompt, as guidance needs."""
+    """Of the clips that are learned without their prompt, as guidance needs; MusicGen's preferences, which are of
+    guided clips, leave none out."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"

@@ -131,7 +131,7 @@ class LearningDefaults:
     num_candidates: int
     """Of each training prompt in a round."""
     preference_beta: float
-    """DPO's beta, for the family's `clip_losses` and in their unit."""
+    """DPO's beta, for the family's `preference_losses` and in their unit."""
     learning_rate: float
     num_steps: int
     """Of training in a round."""

@@ -87,7 +87,9 @@ def token_losses(
         if guidance_scale != 1:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + guidance_scale * (conditional - unconditional)
-        logits = (logits / temperature).flatten(0, 1)
+        if temperature != 1:  # a copy that training without it does not need
+            logits = logits / temperature
+        logits = logits.flatten(0, 1)
         nats = cross_entropy(logits, own.flatten(), ignore_index=-100, reduction="none").view_as(own)
         of_codebooks.append(nats.sum(dim=-1) / (own != -100).sum(dim=-1))
     each = torch.stack(of_codebooks)
@@ -263,10 +265,10 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
         guidance_scale: float | None = None,
     ) -> Tensor:
         """Cross-entropy of each clip [B] in nats per token where it is drawn: with guidance and the default
-        temperature, and no prompt left out.
+        temperature. No prompt is left out, so that `condition_dropout` and `generator` have no say.
 
-        What is preferred by the model's own likelihood comes undone under guidance, which doubles what prompts add and
-        takes away what clips without a prompt have learned of it.
+        What is preferred by the model's own likelihood comes undone under guidance u + g * (c - u): what its
+        unconditional half learned is taken away g - 1 times.
 
         Raises:
             InputError: shapes that do not fit, or clips too short.

@@ -57,7 +57,7 @@ def main(config: Config) -> None:
             raise SystemExit("error: the codebooks have changed since train_musicgen.py read them: train again")
     # encoder and decoder may have been trained on while the codes, and so the language model, stood still
     model.audio_encoder.load_state_dict(codec.state_dict())
-    if config.output == SHIPPED:  # what its codes mean is kept beside the recipe
+    if config.output.resolve() == SHIPPED.resolve():  # what its codes mean is kept beside the recipe
         spectral.ship()
     held_out = ComposedClips(config.data_dir, "val")
     quality = evaluate(Reconstruction(model.audio_encoder.eval()), held_out, "cpu", count=100)
