@@ -31,7 +31,7 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 # A clip's first second tells most of what its prompt does, so that a model which always hears what came before learns
 # little of the prompt. Until this share of the budget half of the clips are heard from a random step on alone; onsets
 # are learned after it, for a model that has hardly heard whole clips holds its first chord.
-UNHEARD_UNTIL = 0.8
+UNHEARD_UNTIL = 0.7
 # notes and beats are in the first codebooks; what the last ones say is nearly noise, and as large a part of the loss
 WEIGHTS = torch.tensor([1 / (k + 1) for k in range(CODEBOOKS)])
 WEIGHTS /= WEIGHTS.sum()
