@@ -162,6 +162,7 @@ def expert_iteration(
         "versions": versions(("peft", "accelerate")),
     }
     learning = {
+        "num_prompts": len(prompts),
         "num_candidates": num_candidates,
         "num_evaluation_seeds": num_evaluation_seeds,
         "batch_size": batch_size,

@@ -139,3 +139,5 @@ class LearningDefaults:
     """Of each held-out prompt: enough to tell a prompt's gain from the chance of its draws."""
     batch_size: int = 8
     """Clips generated and judged at once."""
+    num_prompts: int | None = None
+    """Of the training prompts that the recipe ships, the first so many; None for all."""

@@ -38,8 +38,8 @@ class Arguments:
     """Expert iteration: draw candidates, keep the best, fine-tune an adapter on them, repeat."""
 
     prompts: Path | None = None
-    """File of training prompts (.txt, .json, .jsonl, .csv); 160 are shipped: many of them teach more than many
-    candidates of few."""
+    """File of training prompts (.txt, .json, .jsonl, .csv). If not given: as many of the 160 shipped ones as the
+    backbone's family learns best from; all for a language model, 48 for a denoiser."""
     prompt: str | None = None
     """One training prompt instead of a file."""
     held_out_prompts: Path | None = None
@@ -109,14 +109,16 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     backbone = load_backbone(arguments.backbone, device=device, dtype=arguments.dtype)
     check_trainable(backbone)
     backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
-    # once more with the family's own number, before there is a folder
-    config.selection.check(len(asked.prompts), config.num_candidates or backbone.learning.num_candidates)
+    shipped = arguments.prompts is None and arguments.prompt is None
+    training_prompts = asked.prompts[: backbone.learning.num_prompts if shipped else None]
+    # once more with the family's own numbers, before there is a folder
+    config.selection.check(len(training_prompts), config.num_candidates or backbone.learning.num_candidates)
     given = {"save_audio": save_audio, "load_audio": heard, "embed": hearing.embed, "distance": frechet_distance}
     given |= {"side_rewards": side, "reference": reference, "info": info}
     with directory, tqdm(unit="clip", desc="expert iteration", disable=not is_main(processes)) as given["progress"]:
         tracked = (arguments.report_to, "expert_iteration", directory.path / LOGS, asked.settings, processes.device)
         given["log"], close = start_tracker(*tracked)
-        prompts = asked.prompts, asked.held_out_prompts
+        prompts = training_prompts, asked.held_out_prompts
         summary = expert_iteration(backbone, hearing, *prompts, config, directory, **given)
         close()
         if arguments.merge and summary["selected_adapter"] is not None:

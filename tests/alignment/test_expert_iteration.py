@@ -135,6 +135,7 @@ def test_what_is_not_told_is_the_family_s_own(iterate: Make, make: Make, tmp_pat
         summary = iterate(config, backbone, name=name)
         rate = summary["rounds"][0]["learning_rate"]
         assert rate == 2e-3 and summary["learning"] == {
+            "num_prompts": len(PROMPTS),
             "num_candidates": 3,
             "num_evaluation_seeds": 1,
             "batch_size": 2,
