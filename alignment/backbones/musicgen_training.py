@@ -186,7 +186,7 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
     # once. Clips of one seed are soon different ones, and pairing takes no chance out of a difference: more seeds do.
     # Writing a step of 32 clips takes about twice the time of one of 8
     learning = LearningDefaults(
-        num_candidates=9, preference_beta=300.0, learning_rate=5e-4, num_steps=72, num_evaluation_seeds=8, batch_size=32
+        num_candidates=3, preference_beta=300.0, learning_rate=5e-4, num_steps=48, num_evaluation_seeds=8, batch_size=32
     )
 
     def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
