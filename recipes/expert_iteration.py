@@ -38,8 +38,8 @@ class Arguments:
     """Expert iteration: draw candidates, keep the best, fine-tune an adapter on them, repeat."""
 
     prompts: Path | None = None
-    """File of training prompts (.txt, .json, .jsonl, .csv). If not given: as many of the 320 shipped ones as the
-    backbone's family learns best from; all for a language model, 48 for a denoiser."""
+    """File of training prompts (.txt, .json, .jsonl, .csv). If not given: of the 320 shipped ones all for a
+    language model, the first 48 for a denoiser."""
     prompt: str | None = None
     """One training prompt instead of a file."""
     held_out_prompts: Path | None = None
