@@ -22,9 +22,9 @@ from alignment.interfaces import (
     GenerationSettings,
     LoadAudio,
     Reward,
-    TrainableBackbone,
     UncertainReward,
 )
+from alignment.learners import TrainableBackbone
 
 if TYPE_CHECKING:
     from torch import Tensor

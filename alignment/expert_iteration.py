@@ -1,9 +1,9 @@
 """Expert iteration: draw candidates, keep the best, fine-tune an adapter on them, look at held-out prompts, repeat.
 
 Reward-ranked self-training (after ReST-EM: Singh et al., arXiv 2312.06585), in which an expert is learned as what is
-preferred to the worst of its prompt (`finetuning`), with a guard that stops it and returns the best round within the
-budgets. Nothing is remembered but files: run again, every phase finds what it had done, so a
-run that was killed ends with the experts and the adapter of one that was not.
+preferred to the worst of its prompt, or token by token as the reward's gradient says (`lesson_losses`), with a guard
+that stops it and returns the best round within the budgets. Nothing is remembered but files: run again, every phase
+finds what it had done, so a run that was killed ends with the experts and the adapter of one that was not.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from alignment.expert_results import summarize, write_expert_report
 from alignment.expert_rounds import Rounds
 from alignment.experts import SelectionConfig, counterexamples_of, select_experts
 from alignment.finetuning import Log
-from alignment.interfaces import Embed, LoadAudio, Prompt, Reward, SaveAudio, TrainableBackbone
+from alignment.interfaces import Embed, LoadAudio, Prompt, Reward, SaveAudio
 from alignment.judging import Driver
-from alignment.lessons import FineTuningConfig, num_steps, preference_beta
+from alignment.learners import TrainableBackbone
+from alignment.lessons import FineTuningConfig, check_objective, resolved
 from alignment.lora import LoraConfig, adapter_state, attach_adapter, check_trainable, read_adapter, set_adapter_state
 from alignment.overoptimization import BudgetConfig, Distance, Guard
 from alignment.processes import agree
@@ -72,11 +73,6 @@ class ExpertIterationConfig:
             not rates or len(set(rates)) != len(rates) or not all(0 < rate < math.inf for rate in rates)
         ):
             raise InputError(f"learning_rates are {list(rates)}; expected one or more different positive numbers")
-        if self.training.preference_beta != 0 and self.num_candidates == 1:
-            raise InputError(
-                f"num_candidates is {self.num_candidates}; expected at least 2, an expert and what it is preferred to, "
-                "or preference_beta 0"
-            )
         if self.start_from not in ("previous", "base"):
             raise InputError(f"start_from is {self.start_from!r}; expected 'previous' or 'base'")
         if self.keep not in ("first", "all"):
@@ -150,6 +146,7 @@ def expert_iteration(
     batch_size = config.batch_size or backbone.learning.batch_size
     rates = config.learning_rates or (backbone.learning.learning_rate,)
     config.selection.check(len(prompts), num_candidates)
+    check_objective(backbone, config.training, num_candidates)
     settings = backbone.resolve(config.duration, config.num_inference_steps, config.guidance_scale)
     described = {
         "backbone": {
@@ -166,15 +163,19 @@ def expert_iteration(
         "num_candidates": num_candidates,
         "num_evaluation_seeds": num_evaluation_seeds,
         "batch_size": batch_size,
-        "num_steps": num_steps(config.training, backbone.learning),
-        "preference_beta": preference_beta(config.training, backbone.learning),
         "learning_rates": list(rates),
     }
+    # the weights of other objectives have no say
+    objective = resolved("objective", config.training, backbone.learning)
+    weights = {"gradient": ("kl_weight",), "preference": ("preference_beta",)}.get(objective, ())
+    names = ("objective", "num_steps", *weights)
+    learning |= {name: resolved(name, config.training, backbone.learning) for name in names}
     run.start(described, {"generation": settings.to_dict(), "learning": learning})
     judges = Judges(reward, side=side_rewards or {}, embed=embed)
     driver = Driver(run, judges, load_audio, batch_size, "all", progress)
     attach_adapter(backbone, config.lora, config.seed)
-    rounds = Rounds(backbone, settings, num_candidates, num_evaluation_seeds, config, run, driver, save_audio, log)
+    counts = num_candidates, num_evaluation_seeds
+    rounds = Rounds(backbone, settings, *counts, config, run, driver, reward, save_audio, log)
     outcome = _iterate(rounds, rates, prompts, held_out_prompts, distance, reference, log)
 
     def write() -> None:
@@ -212,7 +213,7 @@ def _iterate(
         taken += (number - 1) * len(prompts) * rounds.num_candidates
         pools = rounds.candidates(number, prompts, config.seed + taken)
         experts = select_experts(pools, config.selection)
-        others = counterexamples_of(pools, experts) if config.training.preference_beta != 0 else None
+        others = counterexamples_of(pools, experts) if rounds.objective == "preference" else None
         drawn = [candidate for pool in pools for candidate in pool]
         roles = {"expert": {id(c) for c in experts}, "counterexample": {id(c) for c in others or ()}}
         for c in drawn:

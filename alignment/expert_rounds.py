@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from alignment.candidates import generate_clips, generate_with_targets
 from alignment.errors import InputError
 from alignment.finetuning import Log, fine_tune, mixed_seed
-from alignment.interfaces import Candidate, GenerationSettings, Prompt, SaveAudio, TrainableBackbone
+from alignment.interfaces import Candidate, GenerationSettings, Prompt, Reward, SaveAudio
 from alignment.judging import Driver
-from alignment.lessons import DivergedError, Lesson, num_steps
+from alignment.learners import TrainableBackbone
+from alignment.lessons import DivergedError, Lesson, resolved
 from alignment.lora import (
     ADAPTER_CONFIG,
     adapter_card,
@@ -49,6 +50,7 @@ class Rounds:
         num_evaluation_seeds: of each held-out prompt.
         run: a started run.
         driver: makes and judges.
+        reward: that chooses the experts.
         log: told each training step.
     """
 
@@ -61,14 +63,17 @@ class Rounds:
         config: ExpertIterationConfig,
         run: RunDirectory,
         driver: Driver,
+        reward: Reward,
         save_audio: SaveAudio,
         log: Log,
     ) -> None:
         self.backbone, self.settings, self.config, self.run = backbone, settings, config, run
         self.num_candidates, self.num_evaluation_seeds = num_candidates, num_evaluation_seeds
-        self.driver, self.save_audio, self.log = driver, save_audio, log
+        self.driver, self.reward, self.save_audio, self.log = driver, reward, save_audio, log
         self.driver.timing.setdefault("train", 0.0)
-        self.steps_done, self.num_steps = 0, num_steps(config.training, backbone.learning)
+        self.steps_done = 0
+        self.num_steps: int = resolved("num_steps", config.training, backbone.learning)
+        self.objective: str = resolved("objective", config.training, backbone.learning)
         self._base: str | None = None
 
     def candidates(self, number: int, prompts: Sequence[Prompt], seed: int) -> list[list[Candidate]]:
@@ -117,7 +122,8 @@ class Rounds:
             raise InputError(f"{path} holds other clips than the run's records give; --overwrite starts anew")
         prompts, duration = [expert.prompt for expert in experts], self.settings.duration
         guidance = self.settings.guidance_scale
-        return Lesson(tensors["targets"], prompts, duration, tensors.get("counterexamples"), guidance)
+        reward = self.reward if self.objective == "gradient" else None
+        return Lesson(tensors["targets"], prompts, duration, tensors.get("counterexamples"), guidance, reward)
 
     def train(self, number: int, k: int, rate: float, lesson: Lesson, experts: Sequence[Candidate]) -> dict[str, Any]:
         """Train the adapter from what it is set to, or read the one that was trained before.

@@ -1,11 +1,4 @@
-"""Fine-tuning an adapter on clips that a backbone made itself.
-
-Learning the best of one's own clips by their likelihood moves a model by all they happen to have in common, of which
-the reward is little. So by default each is set against the worst of its prompt: with l a family's own loss of a clip,
-now and as training began (ref), both for the same noise and times, a pair's loss is
--log sigmoid(beta * ((l_ref - l)(expert) - (l_ref - l)(counterexample))). It is Diffusion-DPO (Wallace et al., arXiv
-2311.12908, equation 14) for diffusion and flows, and DPO (Rafailov et al., arXiv 2305.18290, equation 7), by the mean
-over tokens, for language models.
+"""Fine-tuning an adapter on clips that a backbone made itself; what is minimised is in `lesson_losses`.
 
 A step's gradient is that of the mean loss over its batch, whatever number of parts or processes the batch is cut into:
 everything random in a clip's loss comes from a generator of its own, and the parts' gradients are summed. Between two
@@ -14,25 +7,23 @@ sessions the state is in one file, so that a run that was killed ends with the a
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.candidates import is_out_of_memory
 from alignment.errors import InputError
-from alignment.interfaces import LatentBackbone, Processes, TrainableBackbone
-from alignment.lessons import DivergedError, FineTuningConfig, Lesson, num_steps, preference_beta
+from alignment.interfaces import Processes
+from alignment.learners import TrainableBackbone
+from alignment.lesson_losses import LessonLosses, mixed_seed
+from alignment.lessons import DivergedError, FineTuningConfig, Lesson, resolved
 from alignment.lora import adapter_parameters, set_adapter_state
 from alignment.processes import agree, is_main, share
 from alignment.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -99,18 +90,12 @@ class _Trainer:
         self.learning_rate, self.seed, self.processes = learning_rate, seed, processes
         self.parameters = adapter_parameters(backbone)
         self.average = {name: each.detach().clone() for name, each in self.parameters.items()}
-        self.reference = {name: each.detach().clone() for name, each in self.parameters.items()}
         values = list(self.parameters.values())
         self.optimizer = torch.optim.AdamW(values, lr=learning_rate, weight_decay=config.weight_decay)
-        self.preference_beta = preference_beta(config, backbone.learning)
-        self.num_steps = num_steps(config, backbone.learning)
+        self.loss = LessonLosses(backbone, lesson, config, seed)
+        self.num_steps = resolved("num_steps", config, backbone.learning)
         self.losses: list[float] = []
         self.parts = config.gradient_accumulation_steps
-        self.autocast = _autocast(values[0].device, config.mixed_precision)
-        # encoded once, not in every step
-        self.conditioning = (
-            backbone.encode_prompts(lesson.prompts, lesson.duration) if isinstance(backbone, LatentBackbone) else None
-        )
 
     def step(self) -> float:
         """One step; returns its learning rate."""
@@ -151,7 +136,8 @@ class _Trainer:
             try:
                 for k in range(parts):
                     places = mine[len(mine) * k // parts : len(mine) * (k + 1) // parts]
-                    loss = self._loss(step, places) * (len(places) / self.config.train_batch_size)
+                    rows = [self._row(step * self.config.train_batch_size + place) for place in places]
+                    loss = self.loss(step, rows, places) * (len(places) / self.config.train_batch_size)
                     loss.backward()
                     total += float(loss.detach())
                 return total
@@ -169,51 +155,6 @@ class _Trainer:
                 )
             self.parts = 2 * parts
             logger.warning("out of memory for %d clips at once; cutting a batch into %d", len(mine), self.parts)
-
-    def _loss(self, step: int, places: Sequence[int]) -> Tensor:
-        import torch
-        from torch.nn.functional import logsigmoid
-
-        rows = [self._row(step * self.config.train_batch_size + place) for place in places]
-        lesson = self.lesson
-        if lesson.counterexamples is None:
-            own = self.backbone.clip_losses
-            return self._losses(own, lesson.targets[torch.tensor(rows)], rows, step, places).mean()
-        drawn_with = partial(self.backbone.preference_losses, guidance_scale=lesson.guidance_scale)
-        both = torch.cat([each[torch.tensor(rows)] for each in (lesson.targets, lesson.counterexamples)])
-        with torch.no_grad(), self._as_at_the_start():
-            reference = self._losses(drawn_with, both, rows, step, places)
-        expert, other = (reference - self._losses(drawn_with, both, rows, step, places)).chunk(2)
-        return -logsigmoid(self.preference_beta * (expert - other)).mean()
-
-    def _losses(
-        self, losses: Callable[..., Tensor], targets: Tensor, rows: Sequence[int], step: int, places: Sequence[int]
-    ) -> Tensor:
-        """Losses of clips [B or 2 B, ...]; the counterexamples share the noise, times and dropped prompts of theirs."""
-        import torch
-
-        times = len(targets) // len(rows)
-        rows, places = list(rows) * times, list(places) * times
-        heard = [self.lesson.prompts[row] for row in rows] if self.conditioning is None else None
-        with self.autocast:
-            return losses(
-                targets,
-                heard if self.conditioning is None else self.conditioning.select(rows),
-                [torch.Generator().manual_seed(mixed_seed(self.seed, step, place)) for place in places],
-                self.lesson.duration,
-                condition_dropout=self.config.condition_dropout,
-            )
-
-    @contextmanager
-    def _as_at_the_start(self) -> Iterator[None]:
-        now = {name: each.data for name, each in self.parameters.items()}
-        try:
-            for name, each in self.parameters.items():
-                each.data = self.reference[name]
-            yield
-        finally:
-            for name, each in self.parameters.items():
-                each.data = now[name]
 
     def _row(self, place: int) -> int:
         """Which clip is the n-th to be learned: all of them in a new order, again and again."""
@@ -267,20 +208,6 @@ class _Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.losses, self.parts = list(about["losses"]), int(about["parts"])
-
-
-def mixed_seed(*parts: object) -> int:
-    """A seed that is a hash of some numbers or words."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
-
-
-def _autocast(device: torch.device, precision: str) -> Any:
-    import torch
-
-    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if precision == "no" or (precision == "auto" and not able):
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 class _gradient_checkpointing:  # noqa: N801 - used as a function

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from alignment.interfaces import TrainableBackbone
+    from alignment.learners import TrainableBackbone
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def check_trainable(backbone: object) -> None:
     Raises:
         InputError: the backbone has nowhere to put an adapter.
     """
-    from alignment.interfaces import TrainableBackbone
+    from alignment.learners import TrainableBackbone
 
     if not isinstance(backbone, TrainableBackbone):
         name = getattr(backbone, "name", type(backbone).__name__)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
+
+Objective = Literal["gradient", "preference", "likelihood"]
 
 
 @dataclass(frozen=True)
@@ -141,3 +143,7 @@ class LearningDefaults:
     """Clips generated and judged at once."""
     num_prompts: int | None = None
     """Of the training prompts that the recipe ships, the first so many; None for all."""
+    objective: Objective = "preference"
+    """What is learned of the experts; see `FineTuningConfig`."""
+    kl_weight: float | None = None
+    """Of families that draw tokens; see `FineTuningConfig`."""

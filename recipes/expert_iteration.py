@@ -21,6 +21,7 @@ from tqdm import tqdm
 from alignment.errors import InputError as AlignmentInputError
 from alignment.expert_iteration import ExpertIterationConfig, check_prompts, expert_iteration
 from alignment.expert_results import describe
+from alignment.lessons import check_objective
 from alignment.lora import adapter_card, check_trainable, save_merged
 from alignment.processes import SaidElsewhere, agree, is_main, launched_processes, own_device
 from alignment.reference_audio import embed_files, find_reference
@@ -112,7 +113,9 @@ def run(arguments: Arguments, processes: Any) -> tuple[Path, dict[str, Any]]:
     shipped = arguments.prompts is None and arguments.prompt is None
     training_prompts = asked.prompts[: backbone.learning.num_prompts if shipped else None]
     # once more with the family's own numbers, before there is a folder
-    config.selection.check(len(training_prompts), config.num_candidates or backbone.learning.num_candidates)
+    num_candidates = config.num_candidates or backbone.learning.num_candidates
+    config.selection.check(len(training_prompts), num_candidates)
+    check_objective(backbone, config.training, num_candidates)
     given = {"save_audio": save_audio, "load_audio": heard, "embed": hearing.embed, "distance": frechet_distance}
     given |= {"side_rewards": side, "reference": reference, "info": info}
     with directory, tqdm(unit="clip", desc="expert iteration", disable=not is_main(processes)) as given["progress"]:

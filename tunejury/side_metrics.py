@@ -27,7 +27,11 @@ class Hearing:
         self._clap = names.get("clap-audio", ""), names.get("clap-text", "")
 
     def __call__(self, wav: Tensor, sample_rate: int, prompts: Sequence[str]) -> Tensor:
-        """The judge's reward [B] without gradient; arguments and errors as for `RewardModel.forward`."""
+        """The judge's reward [B], with a gradient to clips that ask for one, which are not kept; arguments and errors
+        as for `RewardModel.forward`.
+        """
+        if wav.requires_grad and torch.is_grad_enabled():
+            return self.model(wav, sample_rate, prompts)
         with torch.no_grad():
             return self.model.reward(self._hear(wav, sample_rate), self.model.encode_prompts(prompts))
 

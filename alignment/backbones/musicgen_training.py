@@ -7,7 +7,7 @@ keeps its unconditional half. Train on the tokens that were drawn (`Draft.tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy
 from alignment.backbones.musicgen import MusicgenBackbone
 from alignment.backbones.musicgen_conditions import encode_prompts
 from alignment.backbones.requests import check_pairs, tell_apart
+from alignment.backbones.token_credit import latent_gradients, token_credits
 from alignment.errors import InputError
-from alignment.interfaces import Conditioning, LearningDefaults, TokenSettings
+from alignment.interfaces import Conditioning, LearningDefaults, Reward, TokenSettings
 
 # within `model.decoder`, matched as a whole: attention and feed-forward of its layers, nothing of text encoder or codec
 LORA_TARGETS = r"model\.decoder\.layers\.\d+\.((self_attn|encoder_attn)\.(q|k|v|out)_proj|fc[12])"
@@ -44,6 +45,54 @@ def delayed(codes: Tensor, delays: Sequence[int], pad: int) -> Tensor:
     return late
 
 
+def codebook_logits(
+    decoder: Any,
+    codes: Tensor,
+    states: Tensor,
+    mask: Tensor | None,
+    unheard: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    temperature: float = 1.0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the decoder says of each codebook's tokens, one codebook after the other: logits of all at once are the
+    largest tensor of a training step.
+
+    Args:
+        decoder: MusicgenForCausalLM or MusicgenMelodyForCausalLM.
+        codes: tokens [B, K, T], T above the longest delay.
+        states, mask: as in a `Condition`, of B rows, or of 2 B where there is guidance.
+        unheard: steps [B, T] whose tokens are to be told without hearing the step before; none if None.
+        guidance_scale, temperature: of the logits, as in sampling; 1 for those of the model by itself.
+
+    Yields:
+        (tokens [B, T] in the delay pattern, -100 before a codebook begins, float32 logits [B, T, V]).
+    """
+    config, pad = decoder.config, int(decoder.config.pad_token_id)
+    targets = delayed(codes.to(decoder.device), delays_of(config), pad)
+    inputs = torch.cat([torch.full_like(targets[..., :1], pad), targets[..., :-1]], dim=-1)
+    if unheard is not None:
+        inputs = inputs.masked_fill(unheard[:, None].to(inputs.device), pad)
+    if guidance_scale != 1:
+        inputs = inputs.repeat(2, 1, 1)
+    hidden = decoder.model(
+        input_ids=inputs.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
+    ).last_hidden_state[:, -targets.shape[-1] :]
+    for k, head in enumerate(decoder.lm_heads):
+        # rows of logits as they lie: a class axis in the middle would be copied to the end and back
+        logits = head(hidden).float()
+        if guidance_scale != 1:
+            conditional, unconditional = logits.chunk(2)
+            logits = unconditional + guidance_scale * (conditional - unconditional)
+        if temperature != 1:  # a copy that training without it does not need
+            logits = logits / temperature
+        yield targets[:, k].masked_fill(targets[:, k] == pad, -100), logits
+
+
+def delays_of(config: Any) -> list[int]:
+    """Steps by which each codebook begins late; those of left and right alternate in a stereo model."""
+    return [k // int(config.audio_channels) for k in range(int(config.num_codebooks))]
+
+
 def token_losses(
     decoder: Any,
     codes: Tensor,
@@ -57,40 +106,15 @@ def token_losses(
     """Cross-entropy of each clip's tokens given what the decoder hears of a prompt.
 
     Args:
-        decoder: MusicgenForCausalLM or MusicgenMelodyForCausalLM.
-        codes: tokens [B, K, T], T above the longest delay.
-        states, mask: as in a `Condition`, of B rows, or of 2 B where there is guidance.
         weights: of the codebooks, [K], with sum 1; equal if None.
-        unheard: steps [B, T] whose tokens are to be told without hearing the step before; none if None.
-        guidance_scale, temperature: of the logits, as in sampling; 1 for those of the model by itself.
+        others: as for `codebook_logits`.
 
     Returns:
         loss [B], in nats per token, mean over codebooks by their weights.
     """
-    config, pad = decoder.config, int(decoder.config.pad_token_id)
-    delays = [k // int(config.audio_channels) for k in range(int(config.num_codebooks))]
-    targets = delayed(codes.to(decoder.device), delays, pad)
-    inputs = torch.cat([torch.full_like(targets[..., :1], pad), targets[..., :-1]], dim=-1)
-    if unheard is not None:
-        inputs = inputs.masked_fill(unheard[:, None].to(inputs.device), pad)
-    if guidance_scale != 1:
-        inputs = inputs.repeat(2, 1, 1)
-    hidden = decoder.model(
-        input_ids=inputs.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask, use_cache=False
-    ).last_hidden_state[:, -targets.shape[-1] :]
-    # one codebook at a time: logits of all at once are the largest tensor of a training step
     of_codebooks = []
-    for k, head in enumerate(decoder.lm_heads):
-        own = targets[:, k].masked_fill(targets[:, k] == pad, -100)
-        # rows of logits as they lie: a class axis in the middle would be copied to the end and back
-        logits = head(hidden).float()
-        if guidance_scale != 1:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + guidance_scale * (conditional - unconditional)
-        if temperature != 1:  # a copy that training without it does not need
-            logits = logits / temperature
-        logits = logits.flatten(0, 1)
-        nats = cross_entropy(logits, own.flatten(), ignore_index=-100, reduction="none").view_as(own)
+    for own, logits in codebook_logits(decoder, codes, states, mask, unheard, guidance_scale, temperature):
+        nats = cross_entropy(logits.flatten(0, 1), own.flatten(), ignore_index=-100, reduction="none").view_as(own)
         of_codebooks.append(nats.sum(dim=-1) / (own != -100).sum(dim=-1))
     each = torch.stack(of_codebooks)
     # not a product of matrices, which autocast would take in half precision
@@ -124,13 +148,7 @@ def clip_losses(
         InputError: shapes that do not fit, or clips too short.
     """
     decoder = backbone.model.decoder
-    config = decoder.config
-    delays = [k // backbone.channels for k in range(int(config.num_codebooks))]
-    if codes.ndim != 3 or codes.shape[:2] != (len(prompts), len(delays)) or codes.shape[-1] <= max(delays):
-        raise InputError(
-            f"codes have shape {list(codes.shape)}; expected [{len(prompts)}, {len(delays)}, frames] with more than "
-            f"{max(delays)} frames"
-        )
+    check_codes(backbone, prompts, codes)
     if drawn_with is not None:
         dropped = torch.zeros(len(prompts), dtype=torch.bool)
     elif isinstance(generator, Sequence):
@@ -151,6 +169,19 @@ def clip_losses(
         )
         losses = losses.index_copy(0, torch.tensor(rows, device=losses.device), own)
     return losses
+
+
+def check_codes(backbone: MusicgenBackbone, prompts: Sequence[str], codes: Tensor) -> None:
+    """
+    Raises:
+        InputError: shapes that do not fit, or clips too short.
+    """
+    delays = delays_of(backbone.model.decoder.config)
+    if codes.ndim != 3 or codes.shape[:2] != (len(prompts), len(delays)) or codes.shape[-1] <= max(delays):
+        raise InputError(
+            f"codes have shape {list(codes.shape)}; expected [{len(prompts)}, {len(delays)}, frames] with more than "
+            f"{max(delays)} frames"
+        )
 
 
 @torch.no_grad()
@@ -186,7 +217,14 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
     # once. Clips of one seed are soon different ones, and pairing takes no chance out of a difference: more seeds do.
     # Writing a step of 32 clips takes about twice the time of one of 8
     learning = LearningDefaults(
-        num_candidates=3, preference_beta=300.0, learning_rate=5e-4, num_steps=48, num_evaluation_seeds=8, batch_size=32
+        objective="gradient",
+        kl_weight=0.1,
+        num_candidates=3,
+        preference_beta=300.0,
+        learning_rate=1e-3,
+        num_steps=48,
+        num_evaluation_seeds=8,
+        batch_size=32,
     )
 
     def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
@@ -275,6 +313,43 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
         """
         texts = list(prompts.prompts if isinstance(prompts, Conditioning) else prompts)
         return clip_losses(self, texts, targets, drawn_with=self.resolve(guidance_scale=guidance_scale))
+
+    def token_credits(
+        self, targets: Tensor, prompts: Sequence[str], reward: Reward, duration: float | None = None
+    ) -> Tensor:
+        """By how much each clip's reward would change, to first order, with another token in one place: [B, K, T, V] in
+        the delay pattern; see `token_credit`.
+
+        Raises:
+            InputError: shapes that do not fit, clips too short, or a reward without gradient.
+        """
+        check_codes(self, prompts, targets)
+        samples = int(self.resolve(duration).duration * self.sample_rate)
+        gradients = latent_gradients(self, prompts, targets, reward, samples)
+        return token_credits(self, targets, gradients, delays_of(self.model.decoder.config))
+
+    def token_log_probabilities(
+        self, targets: Tensor, prompts: Sequence[str], *, guidance_scale: float | None = None
+    ) -> Tensor:
+        """Of every token as it is drawn, with guidance and the default temperature and before improbable ones are left
+        out: [B, K, T, V] in the delay pattern, 0 where a codebook has not begun.
+
+        Raises:
+            InputError: shapes that do not fit, or clips too short.
+        """
+        check_codes(self, prompts, targets)
+        settings, decoder = self.resolve(guidance_scale=guidance_scale), self.model.decoder
+        scale, order, parts = settings.guidance_scale, [], []
+        for rows, heard in encode_prompts(self.model, self.tokenizer, prompts, guided=scale != 1):
+            found = [
+                logits.log_softmax(dim=-1).masked_fill(own[..., None] == -100, 0.0)
+                for own, logits in codebook_logits(
+                    decoder, targets[rows], heard.states, heard.mask, None, scale, settings.temperature
+                )
+            ]
+            order += rows
+            parts.append(torch.stack(found, dim=1))
+        return torch.cat(parts)[torch.tensor(order).argsort().to(decoder.device)]
 
     def save_pretrained(self, directory: Path) -> None:
         """Write model and tokenizer in transformers' layout; an adapter must have been merged before."""

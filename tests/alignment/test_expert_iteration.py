@@ -24,7 +24,7 @@ from alignment.interfaces import LearningDefaults, Prompt
 from alignment.lessons import FineTuningConfig
 from alignment.lora import ADAPTER_WEIGHTS, LoraConfig, base_digest, moved, read_adapter
 from alignment.overoptimization import HELD_OUT, BudgetConfig
-from alignment.runs import RESULTS, RunDirectory
+from alignment.runs import RECORDS, RESULTS, RunDirectory
 
 PROMPTS = [Prompt("a", "calm piano"), Prompt("b/1", "fast drums a b c")]
 HELD = [Prompt("a", "piano d"), Prompt("c", "drums <b>e</b> f")]
@@ -140,6 +140,7 @@ def test_what_is_not_told_is_the_family_s_own(iterate: Make, make: Make, tmp_pat
             "num_evaluation_seeds": 1,
             "batch_size": 2,
             "num_steps": 2,
+            "objective": "preference",
             "preference_beta": 1.0 if name == "other" else 9.0,
             "learning_rates": [rate],
         }
@@ -152,6 +153,25 @@ def test_what_is_not_told_is_the_family_s_own(iterate: Make, make: Make, tmp_pat
     assert moved(own_values, same) == 0 < moved(own_values, other)
     with pytest.raises(InputError, match="keeps none"):
         iterate(replace(untold, selection=SelectionConfig(keep_fraction=0.01)), name="few")
+
+
+def test_what_a_backbone_cannot_learn_is_told_before_anything_is_drawn(
+    iterate: Make, make: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="num_candidates is 1; expected at least 2"):
+        iterate(replace(CONFIG, num_candidates=1))
+    of_tokens = replace(CONFIG, training=replace(CONFIG.training, objective="gradient"))
+    with pytest.raises(InputError, match="draws no tokens for objective gradient to judge"):
+        iterate(of_tokens, name="tokens")
+    # one is enough to be learned by itself, or for the gradient
+    alone = SelectionConfig(keep_per_prompt=1)
+    single = replace(CONFIG, num_candidates=1, selection=alone)
+    likely = replace(single, training=replace(CONFIG.training, objective="likelihood"))
+    assert iterate(likely, name="alone")["learning"]["num_candidates"] == 1
+    summary = iterate(single, make("musicgen"), name="gradient")
+    assert summary["learning"]["objective"] == "gradient" and summary["learning"]["kl_weight"] > 0
+    records = [json.loads(line) for line in (tmp_path / "gradient" / RECORDS).read_text().splitlines()]
+    assert len(records) == 2 and not any(record["counterexample"] for record in records)
 
 
 def test_rounds_go_on_from_the_best_and_the_best_of_all_is_returned(iterate: Make, make: Make, tmp_path: Path) -> None:

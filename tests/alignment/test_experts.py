@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from alignment.errors import InputError
-from alignment.expert_iteration import ExpertIterationConfig
 from alignment.experts import SelectionConfig, counterexamples_of, select_experts
 from alignment.interfaces import Candidate
 from alignment.lessons import FineTuningConfig
@@ -88,12 +87,18 @@ def test_too_few_candidates_are_told_early(config: SelectionConfig, prompts: int
     SelectionConfig(keep_fraction=0.3).check(1, 10)
 
 
-def test_a_preference_needs_two_candidates() -> None:
-    with pytest.raises(InputError, match="num_candidates is 1; expected at least 2"):
-        ExpertIterationConfig(num_candidates=1)
-    ExpertIterationConfig(num_candidates=1, training=FineTuningConfig(preference_beta=0.0))
-    with pytest.raises(InputError, match="preference_beta is -1"):
-        FineTuningConfig(preference_beta=-1.0)
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"preference_beta": -1.0}, "preference_beta is -1"),
+        ({"preference_beta": 0.0}, "objective likelihood learns the experts by themselves"),
+        ({"kl_weight": -0.1}, "kl_weight is -0.1; expected a finite number of at least 0"),
+        ({"objective": "luck"}, "objective is 'luck'; expected one of gradient, preference, likelihood"),
+    ],
+)
+def test_impossible_objectives(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        FineTuningConfig(**options)
 
 
 def test_too_few_candidates_that_did_not_fail() -> None:

@@ -19,7 +19,7 @@ from alignment.backbones.musicgen_training import (
     token_losses,
 )
 from alignment.errors import InputError, NonFiniteAudioError
-from alignment.interfaces import TrainableBackbone
+from alignment.learners import TrainableBackbone
 
 PROMPTS = ["calm piano", "fast drums a b c d", "piano", "calm piano"]
 KINDS = {"mono": {}, "stereo": {"stereo": True}, "melody": {"melody": True}}

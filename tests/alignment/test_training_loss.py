@@ -21,7 +21,7 @@ from alignment.backbones.training import (
     split_guidance,
 )
 from alignment.errors import InputError
-from alignment.interfaces import TrainableBackbone
+from alignment.learners import TrainableBackbone
 
 PROMPTS = ["calm piano", "fast drums a b c", "calm piano"]  # of unequal lengths
 SEEDS = [3, 1, 4]
