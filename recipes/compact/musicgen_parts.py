@@ -15,7 +15,7 @@ from transformers import (
     T5Config,
 )
 
-from alignment.backbones.musicgen_training import token_losses
+from alignment.backbones.musicgen_losses import token_losses
 
 WIDTH, LAYERS, HEADS = TEXT_WIDTH, 6, 4  # as wide as the text encoder: no projection between them
 MAX_FRAMES = 320  # 10 s and the delays of the codebooks

@@ -10,14 +10,8 @@ import torch
 
 from alignment.backbones.musicgen import MusicgenBackbone
 from alignment.backbones.musicgen_conditions import encode_prompts
-from alignment.backbones.musicgen_training import (
-    LORA_TARGETS,
-    TrainableMusicgenBackbone,
-    clip_losses,
-    delayed,
-    encode_audio,
-    token_losses,
-)
+from alignment.backbones.musicgen_losses import clip_losses, delayed, token_losses
+from alignment.backbones.musicgen_training import LORA_TARGETS, TrainableMusicgenBackbone, encode_audio
 from alignment.errors import InputError, NonFiniteAudioError
 from alignment.learners import TrainableBackbone
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.backbones.musicgen_training import TrainableMusicgenBackbone, delays_of
+from alignment.backbones.musicgen_losses import delays_of
+from alignment.backbones.musicgen_training import TrainableMusicgenBackbone
 from alignment.backbones.token_credit import latent_gradients, token_credits
 from alignment.errors import InputError
 from alignment.finetuning import fine_tune

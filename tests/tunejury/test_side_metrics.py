@@ -46,6 +46,21 @@ def test_embeddings_give_every_encoder_the_same_weight(
     assert torch.allclose(embedding, torch.cat(singles), atol=1e-5)
 
 
+def test_clips_that_ask_for_a_gradient_get_the_judges(tiny_judge: RewardModel, music: Callable[..., Tensor]) -> None:
+    wav, prompts = torch.stack([music(seed, 16_000, 0.5) for seed in (0, 1)]), ["calm piano", ""]
+    hearing, gradients = Hearing(tiny_judge), []
+    plain = hearing(wav, 16_000, prompts)
+    for judge in (tiny_judge, hearing):
+        asked = wav.clone().requires_grad_(True)
+        value = judge(asked, 16_000, prompts)
+        assert torch.allclose(value, plain, atol=1e-6)
+        gradients.append(torch.autograd.grad(value.sum(), asked)[0])
+    assert torch.equal(*gradients) and gradients[0].abs().max() > 0
+    assert not plain.requires_grad
+    with torch.no_grad():
+        assert not hearing(wav.clone().requires_grad_(True), 16_000, prompts).requires_grad
+
+
 def test_reward_is_the_judges_own_and_a_batch_is_heard_once(
     tiny_judge: RewardModel, music: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
