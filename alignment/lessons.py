@@ -49,8 +49,8 @@ class FineTuningConfig:
     ema_decay: float = 0.98
     """Of the average over steps that becomes the adapter; lower at the start: (1 + step) / (10 + step)."""
     condition_dropout: float = 0.1
-    """Of the clips that are learned without their prompt, as guidance needs; MusicGen's preferences, which are of
-    guided clips, leave none out."""
+    """Of the clips that are learned without their prompt, as guidance needs; MusicGen's preferences and gradients,
+    which are of guided clips, leave none out."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from alignment.backbones.musicgen import MusicgenBackbone
 from alignment.backbones.musicgen_conditions import encode_prompts
+from alignment.backbones.musicgen_sampling import delays_of
 from alignment.errors import InputError
 from alignment.interfaces import TokenSettings
 
@@ -81,11 +82,6 @@ def codebook_logits(
         if temperature != 1:  # a copy that training without it does not need
             logits = logits / temperature
         yield targets[:, k].masked_fill(targets[:, k] == pad, -100), logits
-
-
-def delays_of(config: Any) -> list[int]:
-    """Steps by which each codebook begins late; those of left and right alternate in a stereo model."""
-    return [k // int(config.audio_channels) for k in range(int(config.num_codebooks))]
 
 
 def token_losses(

@@ -58,6 +58,12 @@ class ReservedLayer(DynamicLayer):
             self.keys, self.values = self._stored[:, :, :, :length]
 
 
+def delays_of(config: Any) -> list[int]:
+    """Steps by which each codebook begins late; of a stereo model the codebooks of left and right
+    alternate, and both channels' k-th are k steps behind."""
+    return [k // int(config.audio_channels) for k in range(int(config.num_codebooks))]
+
+
 class TokenStream:
     """Candidates being written, a step of all codebooks at a time; may be continued, and thinned out in between.
 
@@ -90,8 +96,7 @@ class TokenStream:
         self.decoder, self.condition = decoder, condition
         self.guidance_scale, self.temperature, self.top_k, self.top_p = guidance_scale, temperature, top_k, top_p
         self.vocab_size, self.pad = int(config.vocab_size), int(config.pad_token_id)
-        # of a stereo model the codebooks of left and right alternate, and both channels' k-th are k steps behind
-        self.delays = [k // int(config.audio_channels) for k in range(int(config.num_codebooks))]
+        self.delays = delays_of(config)
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         self.steps: list[Tensor] = []  # tokens [B, K] drawn at each step; before a codebook's first frame: padding
         self.guided = len(condition.states) > len(seeds)

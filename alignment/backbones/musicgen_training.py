@@ -19,8 +19,8 @@ from alignment.backbones.musicgen_losses import (
     check_codes,
     clip_losses,
     codebook_logits,
-    delays_of,
 )
+from alignment.backbones.musicgen_sampling import delays_of
 from alignment.backbones.requests import check_pairs, tell_apart
 from alignment.backbones.token_credit import latent_gradients, token_credits
 from alignment.errors import InputError
@@ -59,7 +59,7 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
     """A `MusicgenBackbone` that is a `TrainableBackbone` too: what it learns of a clip are its tokens."""
 
     lora_target_modules = LORA_TARGETS
-    # a second look at an expert still teaches what holds for other clips, and gains nearly half as much again.
+    # to first order, a second look at the experts raises what other clips gain by nearly half.
     # Clips of one seed are soon different ones, and pairing takes no chance out of a difference: more seeds do.
     # Writing a step of 32 clips takes about twice the time of one of 8
     learning = LearningDefaults(

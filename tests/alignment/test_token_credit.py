@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.backbones.musicgen_losses import delays_of
+from alignment.backbones.musicgen_sampling import delays_of
 from alignment.backbones.musicgen_training import TrainableMusicgenBackbone
 from alignment.backbones.token_credit import latent_gradients, token_credits
 from alignment.errors import InputError
