@@ -64,11 +64,11 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
     # Writing a step of 32 clips takes about twice the time of one of 8
     learning = LearningDefaults(
         objective="gradient",
-        kl_weight=0.1,
+        kl_weight=0.02,
         num_candidates=3,
         preference_beta=300.0,
         learning_rate=1e-3,
-        num_steps=96,
+        num_steps=48,
         num_evaluation_seeds=8,
         batch_size=32,
     )
