@@ -231,6 +231,9 @@ def test_quality_of_a_backbone_that_writes_tokens(musicgen_directory: Path, tmp_
     # an untrained codec: nothing of white noise comes back
     assert found["codec"]["stft"] > 0.5 and found["codec"]["si_sdr"] < -10
     assert f"SI-SDR {found['codec']['si_sdr']:.2f} dB" in done.stdout
+    heard, returned = found["listener_on_renders"], found["listener_through_codec"]
+    assert heard.keys() == returned.keys() == found["following"].keys()
+    assert f"| {returned['mode']:.3f} | {heard['mode']:.3f} |" in done.stdout
 
 
 def test_a_spectrogram_shows_a_tone_where_it_is(tmp_path: Path) -> None:

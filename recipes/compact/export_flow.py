@@ -40,13 +40,22 @@ def figures(quality: Path | None) -> str:
     if quality is None:
         return "Not measured."
     results = json.loads(quality.read_text())
-    lines = ["| attribute | rate on the prompted class | 95 % interval | chance |", "|---|---|---|---|"]
+    lines = [
+        "| attribute | rate on the prompted class | 95 % interval | chance | renders through the codec | renders |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, row in results["following"].items():
         low, high = row["ci"]
-        lines.append(f"| {name} | {row['rate']:.3f} | {low:.3f} to {high:.3f} | {row['chance']:.3f} |")
+        heard = f"{results['listener_through_codec'][name]:.3f} | {results['listener_on_renders'][name]:.3f}"
+        lines.append(f"| {name} | {row['rate']:.3f} | {low:.3f} to {high:.3f} | {row['chance']:.3f} | {heard} |")
     lines += ["", "| set, against held-out renders | Frechet distance (compact judge's embedding) |", "|---|---|"]
     lines += [f"| {name} | {value:.2f} |" for name, value in results["frechet_distance"].items()]
-    lines += ["", f"Measured on {results['num_clips']} clips, {results['machine']}."]
+    lines += [
+        "",
+        f"Measured on {results['num_clips']} clips, {results['machine']}. The first table's last two columns: how",
+        f"often the same listener names the true class of held-out renders, {results['codec']['num_clips']} of them",
+        "as the codec gives them back, and all of them as they are.",
+    ]
     return "\n".join(lines)
 
 
@@ -58,7 +67,7 @@ def main(config: Config) -> None:
         pipeline.vae = SpectralCodec.from_pretrained(codec_dir / "codec")
     held_out = ComposedClips(config.data_dir, "val")
     codec = evaluate(pipeline.vae.eval(), held_out, "cpu", count=100)
-    steps = [(load_checkpoint(folder / "checkpoint.pt") or {"step": 0})["step"] for folder in (codec_dir, flow_dir)]
+    steps = (load_checkpoint(flow_dir / "checkpoint.pt") or {"step": 0})["step"]
     parameters = sum(
         parameter.numel()
         for component in pipeline.components.values()
@@ -87,8 +96,7 @@ def main(config: Config) -> None:
         parameters=parameters / 1e6,
         megabytes=size,
         clips=len(ComposedClips(config.data_dir, "train")),
-        codec_steps=steps[0],
-        flow_steps=steps[1],
+        flow_steps=steps,
         command="python benchmarks/backbone_quality.py --composed data/compact/composed",
         figures=figures(config.quality),
         **codec,

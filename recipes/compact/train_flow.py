@@ -31,6 +31,8 @@ TEXT_DROPOUT = 0.12  # share of empty prompts, for classifier-free guidance
 TEMPO_SHARE = 0.9  # of captions that name the tempo: the attribute learned last
 MODE_SHARE = 0.8  # of captions that name the mode, which little else tells
 TEMPO_WEIGHT = 0.05  # of the clock's own loss beside the flow's
+MODE_WEIGHT = 0.05  # of the velocity's error along `mode_axis` beside the flow's loss
+AXIS_CLIPS = 4000  # of which that axis is taken
 WORD_DROPOUT = 0.05  # share of words read as unknown, so that foreign words do not derail a prompt
 
 
@@ -97,12 +99,36 @@ class Batches:
         return torch.from_numpy(latents).float(), ids, mask, torch.full((size,), 8.0 * frames / total), tempo
 
 
-def flow_loss(
-    model: FlowModel, batch: tuple[Tensor, ...], generator: torch.Generator, device: str, bfloat16: bool = False
+def mode_axis(latents: np.ndarray, clips: ComposedClips) -> Tensor:
+    """[D], on which the means over time of minor and of major clips lie farthest apart, their own spread being 1.
+
+    Source: Fisher's linear discriminant. The two lie 2.4 spreads apart, but on an axis that holds 0.2 % of the flow's
+    loss, and through that alone the mode was not learned. The best velocity is the expected one however its errors are
+    weighed, so that weighing this one up does not move it.
+    """
+    rows = range(min(len(latents), AXIS_CLIPS))
+    means = torch.tensor(np.stack([latents[row].astype(np.float32).mean(axis=-1) for row in rows]))
+    minor = torch.tensor([clips.records[row]["attributes"]["minor"] for row in rows])
+    apart = means[minor].mean(dim=0) - means[~minor].mean(dim=0)
+    within = torch.cov(torch.cat([means[kind] - means[kind].mean(dim=0) for kind in (minor, ~minor)]).T)
+    axis = torch.linalg.solve(within, apart)
+    return axis / (axis @ within @ axis).sqrt()
+
+
+def flow_losses(
+    model: FlowModel,
+    batch: tuple[Tensor, ...],
+    axis: Tensor,
+    generator: torch.Generator,
+    device: str,
+    bfloat16: bool = False,
 ) -> Tensor:
     """Rectified-flow matching: x = (1 - sigma) x0 + sigma n, target velocity n - x0; sigma logit-normal.
 
     Source: Esser et al., arXiv 2403.03206.
+
+    Returns:
+        [2]: mean square of the velocity's error, and of its mean over time along `axis` [D].
     """
     latents, ids, mask, seconds = (tensor.to(device) for tensor in batch[:4])
     noise = torch.randn(latents.shape, generator=generator).to(device)
@@ -114,7 +140,8 @@ def flow_loss(
     noisy = torch.lerp(latents, noise, sigma[:, None, None])
     with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
         velocity = model(noisy, sigma, ids, mask, seconds)
-    return (velocity.float() - (noise - latents)).square().mean()
+    error = velocity.float() - (noise - latents)
+    return torch.stack([error.square().mean(), (error.mean(dim=-1) @ axis).square().mean()])
 
 
 def main(config: Config) -> None:
@@ -144,33 +171,33 @@ def main(config: Config) -> None:
     trainer = Trainer(model, path, peak=config.learning_rate, minutes=config.minutes, averaged=0.9985)
     generator = torch.Generator().manual_seed(config.seed + trainer.step)
     bfloat16 = in_bfloat16(config.bfloat16, config.device)
+    axis = mode_axis(latents, clips).to(config.device)
     batches = Batches(latents, clips, tokenizer, config.seed + trainer.step)
 
     @torch.no_grad()
-    def held_out_loss(candidate: FlowModel) -> float:
+    def held_out_losses(candidate: FlowModel) -> list[float]:
         fixed = torch.Generator().manual_seed(0)
         source = Batches(held_out_latents, held_out, tokenizer, 0)
         frames = held_out_latents.shape[-1]
         batches = [source.draw(16, frames, dropout=False) for _ in range(12)]
-        return float(torch.stack([flow_loss(candidate, batch, fixed, config.device) for batch in batches]).mean())
+        losses = [flow_losses(candidate, batch, axis, fixed, config.device) for batch in batches]
+        return [round(value, 4) for value in torch.stack(losses).mean(dim=0).tolist()]
 
     def save() -> None:
         trainer.save()
         averaged = FlowModel(tokenizer, codec.config.latent_dim).to(config.device).eval()
         averaged.load_state_dict(trainer.ema.state)
         averaged.pipeline(tokenizer, codec).save_pretrained(out / "pipeline")
-        print(
-            f"step {trainer.step} minutes {trainer.minutes:.1f} held-out loss {held_out_loss(averaged):.4f}", flush=True
-        )
+        print(f"step {trainer.step} minutes {trainer.minutes:.1f} held-out {held_out_losses(averaged)}", flush=True)
 
     while trainer.progress < 1:
         # a model that knows whole clips forgets their second halves on first ones
         halved = shipped is None and trainer.progress < CROP_UNTIL
         frames = latents.shape[-1] // (2 if halved else 1)
         batch = batches.draw(config.batch_size, frames)
-        loss = flow_loss(model, batch, generator, config.device, bfloat16)
+        losses = flow_losses(model, batch, axis, generator, config.device, bfloat16)
         of_tempo = model.tempo_loss(*(tensor.to(config.device) for tensor in batch[1:]))
-        trainer.update(loss + TEMPO_WEIGHT * of_tempo, shown=loss)
+        trainer.update(losses[0] + MODE_WEIGHT * losses[1] + TEMPO_WEIGHT * of_tempo, shown=losses)
         if trainer.step % 200 == 0:
             save()
     save()
