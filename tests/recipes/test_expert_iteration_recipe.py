@@ -160,7 +160,7 @@ def test_its_adapter_serves_best_of_n_and_its_merged_checkpoint_too(
     ("arguments", "named"),
     [
         (["--keep-fraction", "0.01"], "too few candidates: keep_fraction 0.01 of 3 prompts x 4 candidates keeps none"),
-        (["--num-candidates", "None", "--keep-fraction", "0.01"], "of 3 prompts x 10 candidates keeps none"),
+        (["--num-candidates", "None", "--keep-fraction", "0.01"], "of 3 prompts x 7 candidates keeps none"),
         (["--keep-per-prompt", "5"], "keep_per_prompt is 5, but there are 4 candidates per prompt"),
         (["--keep-fraction", "0"], "keep_fraction is 0"),
         (["--held-out-prompts", "train.txt"], "3 held-out prompts are trained on too"),
@@ -197,7 +197,7 @@ def test_of_the_shipped_prompts_a_denoiser_learns_from_48(
 ) -> None:
     untold = [*options[2:], "--num-candidates", "None", "--keep-fraction", 0.001, "--output-dir", tmp_path / "out"]
     assert run_recipe("expert_iteration", *untold) == 2
-    assert "of 48 prompts x 10 candidates keeps none" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "of 48 prompts x 7 candidates keeps none" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_help_imports_nothing_heavy() -> None:
