@@ -5,9 +5,10 @@
 Prompt following: an independent listener (attribute_classifier.py) names the prompted lead family, drums, tempo class
 and mode of generated clips; chance is the rate at which the same guesses meet the attributes of shuffled prompts. Its
 accuracy on held-out real renders is printed beside, and on those renders as the backbone's own codec gives them back:
-the ceiling of what a model of its latents or codes can be heard to follow. Distance: Frechet distance in the compact
-judge's audio embedding between generated clips and held-out renders, beside that of another half of the renders, of
-white noise and of shuffled latents or codes. Codec: held-out renders through it (alignment.reconstruction).
+about the ceiling of what a model of its latents or codes can be heard to follow (compact-musicgen's learned from codes
+that its codec's encoder only approaches). Distance: Frechet distance in the compact judge's audio embedding between
+generated clips and held-out renders, beside that of another half of the renders, of white noise and of shuffled
+latents or codes. Codec: held-out renders through it (alignment.reconstruction).
 Without --composed only prompt following and speed are measured.
 """
 
