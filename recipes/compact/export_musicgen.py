@@ -45,11 +45,13 @@ def without_origin(content: dict[str, Any]) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     trained, codec_dir = config.data_dir / "musicgen", config.data_dir / "encodec"
-    checkpoints = (codec_dir / "decoder.pt", codec_dir / "encoder.pt", trained / "checkpoint.pt")
+    checkpoints = tuple(codec_dir / f"{half}.pt" for half in ("decoder", "encoder"))
+    checkpoints += (trained / "checkpoint.pt", trained / "refined.pt")
     for path in checkpoints:  # an untrained part would be exported as if it were one
         if not path.exists():
-            raise SystemExit(f"error: {path} is missing: run train_encodec.py (both halves) and train_musicgen.py")
-    model = MusicgenForConditionalGeneration.from_pretrained(trained / "model")
+            stages = "train_encodec.py (both halves), train_musicgen.py, train_critics.py and refine_musicgen.py"
+            raise SystemExit(f"error: {path} is missing: run {stages}")
+    model = MusicgenForConditionalGeneration.from_pretrained(trained / "refined")
     spectral = load_spectral_codes(codec_dir / "codes.pt")
     codec = assemble(codec_dir, spectral)
     for before, now in zip(model.audio_encoder.quantizer.layers, codec.quantizer.layers, strict=True):
@@ -88,6 +90,7 @@ def main(config: Config) -> None:
         decoder_steps=steps[0],
         encoder_steps=steps[1],
         steps=steps[2],
+        refinement_steps=steps[3],
         command="python benchmarks/backbone_quality.py --backbone compact-musicgen --composed data/compact/composed",
         figures=figures(config.quality),
         **quality,

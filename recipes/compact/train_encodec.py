@@ -18,11 +18,15 @@ import torch
 import tyro
 from encodec_parts import HOP, build_codec, start_encoder
 from oscillators import start_decoder
-from spectral_codes import SpectralCodes, fit_spectral_codes, load_spectral_codes, shipped_spectral_codes
+from spectral_codes import FLOOR, N_FFT, SpectralCodes, fit_spectral_codes, load_spectral_codes, shipped_spectral_codes
 from torch import Tensor
-from train_codec import evaluate, stft_loss
+from train_codec import evaluate
 from training_tools import ComposedClips, Trainer, in_bfloat16, load_checkpoint
 from transformers import EncodecModel, MusicgenForConditionalGeneration
+
+from alignment.reconstruction import magnitude
+
+RESOLUTIONS = (512, 1024, 2048, 4096)  # n_fft in samples: the longest tell partials of low notes apart
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,20 @@ class Config:
     """CPU threads; 0 leaves torch's choice."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     seed: int = 0
+
+
+def audible_distance(predicted: Tensor, target: Tensor) -> Tensor:
+    """Log-magnitude L1 plus spectral convergence of clips [B, T], mean over resolutions and clips.
+
+    As `stft_distance` but above a floor: most bins of a clip are far below what is heard of it, and are most of a
+    logarithm's distance.
+    """
+    total = predicted.new_zeros(())
+    for n_fft in RESOLUTIONS:
+        found, wanted, floor = magnitude(predicted, n_fft), magnitude(target, n_fft), FLOOR * n_fft / N_FFT
+        missed = (found - wanted).square().sum((1, 2)).sqrt() / (wanted.square().sum((1, 2)).sqrt() + 1e-2)
+        total = total + ((found + floor).log() - (wanted + floor).log()).abs().mean() + missed.mean()
+    return total / len(RESOLUTIONS)
 
 
 @torch.no_grad()
@@ -150,7 +168,7 @@ def main(config: Config) -> None:
         if config.half == "encoder":
             trainer.update((found - latents.to(config.device)).square().mean())
         else:
-            trainer.update(stft_loss(found[:, 0, :crop], wav.to(config.device)))
+            trainer.update(audible_distance(found[:, 0, :crop], wav.to(config.device)))
         if trainer.step % 500 == 0:
             save()
     save()

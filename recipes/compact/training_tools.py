@@ -54,7 +54,7 @@ class Clock:
         return min(1.0, self.spent / self.budget)
 
 
-def learning_rate(peak: float, step: int, progress: float, warmup: int = 200) -> float:
+def learning_rate(peak: float, step: int, progress: float, warmup: int) -> float:
     """Linear warm-up in steps, then half a cosine down to 2 % of the peak over the wall-clock budget."""
     return peak * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * progress))))
 
@@ -116,6 +116,7 @@ class Trainer:
         peak: learning rate after the warm-up, see `learning_rate`.
         minutes: over all runs.
         averaged: decay of the moving average.
+        warmup: steps until that rate.
         hold: called after each step of the optimiser, before the average, to put back what must not learn.
     """
 
@@ -128,9 +129,10 @@ class Trainer:
         minutes: float,
         averaged: float,
         weight_decay: float = 0.01,
+        warmup: int = 200,
         hold: Callable[[], None] = lambda: None,
     ) -> None:
-        self.learned, self.path, self.peak, self.hold = learned, path, peak, hold
+        self.learned, self.path, self.peak, self.warmup, self.hold = learned, path, peak, warmup, hold
         self.optimizer = torch.optim.AdamW(learned.parameters(), peak, betas=(0.9, 0.98), weight_decay=weight_decay)
         self.ema = Ema(learned, averaged)
         self.step, spent = 0, 0.0
@@ -157,7 +159,7 @@ class Trainer:
     def update(self, loss: Tensor, shown: Tensor | None = None) -> None:
         """One step down `loss`; every 50 print the running mean of `shown`, several numbers or `loss` itself."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.peak, self.step, self.progress)
+            group["lr"] = learning_rate(self.peak, self.step, self.progress, self.warmup)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.learned.parameters(), 1.0)
