@@ -72,7 +72,7 @@ def main(config: Config) -> None:
     rng = np.random.default_rng([config.seed, trainer.step])
 
     def latents_of(some: np.ndarray) -> Tensor:
-        return codes.decode(torch.from_numpy(some).long()).to(config.device)
+        return codes.decode(torch.from_numpy(some.astype(np.int64))).to(config.device)
 
     @torch.no_grad()
     def save() -> None:
