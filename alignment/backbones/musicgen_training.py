@@ -59,8 +59,8 @@ class TrainableMusicgenBackbone(MusicgenBackbone):
     """A `MusicgenBackbone` that is a `TrainableBackbone` too: what it learns of a clip are its tokens."""
 
     lora_target_modules = LORA_TARGETS
-    # five times the weight on divergence and twice the steps gain half as much; with these the third round comes to the
-    # drift that is allowed.
+    # five times the weight on divergence and twice the steps gain half as much; with these the second or third round
+    # comes to the drift that is allowed.
     # Clips of one seed are soon different ones, and pairing takes no chance out of a difference: more seeds do.
     # Writing a step of 32 clips takes about twice the time of one of 8
     learning = LearningDefaults(
