@@ -76,6 +76,8 @@ class LessonLosses:
         """Losses of clips [B], in rewards."""
         import torch
 
+        from alignment.backbones.token_credit import rise_and_divergence
+
         lesson, backbone = self.lesson, self.backbone
         assert lesson.reward is not None and isinstance(backbone, TokenBackbone)
         targets, prompts = lesson.targets[torch.tensor(rows)], [lesson.prompts[row] for row in rows]
@@ -85,9 +87,8 @@ class LessonLosses:
             reference = backbone.token_log_probabilities(targets, prompts, **guidance)
         with self.autocast:
             now = backbone.token_log_probabilities(targets, prompts, **guidance)
-        rise = (now.exp() - reference.exp()) * credits
-        divergence = now.exp() * (now - reference)
-        return (self.kl_weight * divergence - rise).sum(dim=(1, 2, 3))
+        rise, divergence = rise_and_divergence(now, reference, credits)
+        return self.kl_weight * divergence - rise
 
     def _losses(
         self, losses: Callable[..., Tensor], targets: Tensor, rows: Sequence[int], step: int, places: Sequence[int]

@@ -5,10 +5,13 @@ The codecs of the compact backbones are trained by the first and reported by bot
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-RESOLUTIONS = (256, 512, 1024, 2048)  # n_fft in samples, hop a quarter of it
+# n_fft in samples, hop a quarter of it, and what is added to its magnitudes before a logarithm
+FLOORS = dict.fromkeys((256, 512, 1024, 2048), 1e-3)
 
 
 def magnitude(wav: Tensor, n_fft: int) -> Tensor:
@@ -18,21 +21,22 @@ def magnitude(wav: Tensor, n_fft: int) -> Tensor:
     return (spectrum.real.square() + spectrum.imag.square() + 1e-7).sqrt()
 
 
-def stft_distance(predicted: Tensor, target: Tensor) -> Tensor:
+def stft_distance(predicted: Tensor, target: Tensor, floors: Mapping[int, float] = FLOORS) -> Tensor:
     """Log-magnitude L1 plus spectral convergence, mean over resolutions (Yamamoto et al., arXiv 1910.11480).
 
     Args:
-        predicted, target: [B, T], with T above 1024 samples.
+        predicted, target: [B, T], with T above half the longest resolution, 1024 samples.
+        floors: resolutions, n_fft in samples, and the floor of each one's magnitudes.
 
     Returns:
         [B], 0 for equal clips; differentiable.
     """
     total = predicted.new_zeros(len(predicted))
-    for n_fft in RESOLUTIONS:
+    for n_fft, floor in floors.items():
         p, t = magnitude(predicted, n_fft), magnitude(target, n_fft)
         convergence = (p - t).square().sum((1, 2)).sqrt() / (t.square().sum((1, 2)).sqrt() + 1e-2)
-        total = total + ((p + 1e-3).log() - (t + 1e-3).log()).abs().mean((1, 2)) + convergence
-    return total / len(RESOLUTIONS)
+        total = total + ((p + floor).log() - (t + floor).log()).abs().mean((1, 2)) + convergence
+    return total / len(floors)
 
 
 def si_sdr(predicted: Tensor, target: Tensor) -> Tensor:

@@ -55,6 +55,21 @@ def latent_gradients(
     return torch.cat(gradients)
 
 
+def rise_and_divergence(now: Tensor, before: Tensor, credits: Tensor) -> tuple[Tensor, Tensor]:
+    """What clips' tokens gain and how far they went, both to be differentiated.
+
+    Args:
+        now, before: log probabilities [B, K, T, V] of the model that learns and of the one it began as.
+        credits: [B, K, T, V], see `token_credits`.
+
+    Returns:
+        The rise of the expected reward, to first order, and the divergence of now from before in nats, [B] each.
+    """
+    rise = (now.exp() - before.exp()) * credits
+    divergence = now.exp() * (now - before)
+    return rise.sum(dim=(1, 2, 3)), divergence.sum(dim=(1, 2, 3))
+
+
 def token_credits(backbone: MusicgenBackbone, codes: Tensor, gradients: Tensor, delays: Sequence[int]) -> Tensor:
     """By how much the reward would change with another token in one place.
 

@@ -33,7 +33,7 @@ from write_prompts import write_prompt
 
 from alignment.backbones.musicgen_sampling import delays_of
 from alignment.backbones.musicgen_training import TrainableMusicgenBackbone
-from alignment.backbones.token_credit import token_credits
+from alignment.backbones.token_credit import rise_and_divergence, token_credits
 from alignment.prompts import load_prompts
 
 # what a nat of each attribute is worth; those that the model follows least are worth most
@@ -116,8 +116,7 @@ class Refinement:
         with torch.no_grad():
             before = self.reference.token_log_probabilities(tokens, prompts)
         now = self.backbone.token_log_probabilities(tokens, prompts)
-        rise = ((now.exp() - before.exp()) * credits).sum(dim=(1, 2, 3))
-        divergence = (now.exp() * (now - before)).sum(dim=(1, 2, 3))
+        rise, divergence = rise_and_divergence(now, before, credits)
         return torch.stack([(kl_weight * divergence - rise).mean(), divergence.mean()])
 
 

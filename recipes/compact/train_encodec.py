@@ -24,9 +24,11 @@ from train_codec import evaluate
 from training_tools import ComposedClips, Trainer, in_bfloat16, load_checkpoint
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
-from alignment.reconstruction import magnitude
+from alignment.reconstruction import stft_distance
 
-RESOLUTIONS = (512, 1024, 2048, 4096)  # n_fft in samples: the longest tell partials of low notes apart
+# for `stft_distance`: most bins of a clip are far below what is heard of it, and would be most of its distance;
+# the longest windows tell partials of low notes apart
+AUDIBLE = {n_fft: FLOOR * n_fft / N_FFT for n_fft in (512, 1024, 2048, 4096)}
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,6 @@ class Config:
     """CPU threads; 0 leaves torch's choice."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     seed: int = 0
-
-
-def audible_distance(predicted: Tensor, target: Tensor) -> Tensor:
-    """Log-magnitude L1 plus spectral convergence of clips [B, T], mean over resolutions and clips.
-
-    As `stft_distance` but above a floor: most bins of a clip are far below what is heard of it, and are most of a
-    logarithm's distance.
-    """
-    total = predicted.new_zeros(())
-    for n_fft in RESOLUTIONS:
-        found, wanted, floor = magnitude(predicted, n_fft), magnitude(target, n_fft), FLOOR * n_fft / N_FFT
-        missed = (found - wanted).square().sum((1, 2)).sqrt() / (wanted.square().sum((1, 2)).sqrt() + 1e-2)
-        total = total + ((found + floor).log() - (wanted + floor).log()).abs().mean() + missed.mean()
-    return total / len(RESOLUTIONS)
 
 
 @torch.no_grad()
@@ -168,7 +156,7 @@ def main(config: Config) -> None:
         if config.half == "encoder":
             trainer.update((found - latents.to(config.device)).square().mean())
         else:
-            trainer.update(audible_distance(found[:, 0, :crop], wav.to(config.device)))
+            trainer.update(stft_distance(found[:, 0, :crop], wav.to(config.device), AUDIBLE).mean())
         if trainer.step % 500 == 0:
             save()
     save()
