@@ -1,9 +1,11 @@
 """Train the spectral codec of compact-flow on composed clips.
 
     python recipes/compact/train_codec.py --data-dir data/compact --minutes 60
+    python recipes/compact/train_codec.py --start-from alignment/weights/compact-flow --minutes 72
 
-Continues from its own checkpoint; `--minutes` is the total over all runs.
-Writes <data-dir>/codec/{checkpoint.pt, codec/}.
+The second trains the decoder of a codec alone, with a bank of oscillators, while its latents, and so the flow that
+learned them, stay as they are. Continues from its own checkpoint; `--minutes` is the total over all runs. Writes
+<data-dir>/codec/{checkpoint.pt, codec/}, or decoder.pt in place of checkpoint.pt.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from pathlib import Path
 
 import torch
 import tyro
-from torch import Tensor
+from spectral_codes import FLOOR, N_FFT
+from torch import Tensor, nn
 from training_tools import ComposedClips, Trainer
 
 from alignment.codec import SpectralCodec
@@ -21,6 +24,10 @@ from alignment.reconstruction import reconstruction_quality, stft_distance
 
 LATENT_NOISE = 0.08  # added while training: the decoder must bear the small errors of a generated latent
 LATENT_PENALTY = 0.005  # on the mean square, so that the noise keeps its meaning
+OSCILLATORS_PER_OCTAVE = 24  # of a decoder trained alone
+# for `stft_distance`: most bins of a clip are far below what is heard of it, and would be most of its distance;
+# the longest windows tell partials of low notes apart
+AUDIBLE = {n_fft: FLOOR * n_fft / N_FFT for n_fft in (512, 1024, 2048, 4096)}
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Config:
 
     data_dir: Path = Path("data/compact")
     minutes: float = 60.0
+    start_from: Path | None = None
+    """A compact-flow, to train its codec's decoder alone."""
     batch_size: int = 8
     crop_seconds: float = 1.024
     learning_rate: float = 1.5e-3
@@ -66,9 +75,65 @@ def set_latent_statistics(codec: SpectralCodec, clips: ComposedClips, device: st
     codec.latent_std.copy_(raw.std(0).clamp_min(1e-3))
 
 
+def with_oscillators(codec: SpectralCodec) -> SpectralCodec:
+    """The same codec, whose decoder has a bank of oscillators besides; they begin all but silent."""
+    if codec.config.oscillators_per_octave:
+        return codec
+    wider = SpectralCodec.from_config(codec.config, oscillators_per_octave=OSCILLATORS_PER_OCTAVE)
+    wider.load_state_dict(codec.state_dict(), strict=False)
+    return wider
+
+
+def train_decoder(config: Config, shipped: SpectralCodec) -> None:
+    """Of a codec whose latents stay as they are, by what is heard: it cannot know the phases that a clip had."""
+    out = config.data_dir / "codec"
+    clips, held_out = ComposedClips(config.data_dir, "train"), ComposedClips(config.data_dir, "val")
+    torch.manual_seed(config.seed)
+    codec = with_oscillators(shipped).to(config.device).eval()
+    decoder = nn.ModuleDict({name: part for name, part in codec.named_children() if name.startswith("decoder_")})
+    trainer = Trainer(
+        decoder, out / "decoder.pt", peak=config.learning_rate, minutes=config.minutes, averaged=0.995, weight_decay=0.0
+    )
+    generator = torch.Generator().manual_seed(config.seed + trainer.step)
+    ratio = codec.downsampling_ratio
+    frames = round(config.crop_seconds * codec.frame_rate)
+    length = frames * ratio
+    context = 16 * ratio  # samples before a crop that its first latents heard
+
+    def save() -> None:
+        trainer.save()
+        learned = {name: value.clone() for name, value in decoder.state_dict().items()}
+        decoder.load_state_dict(trainer.ema.state)
+        codec.save_pretrained(out / "codec")
+        quality = evaluate(codec, held_out, config.device)
+        decoder.load_state_dict(learned)
+        print(f"step {trainer.step} minutes {trainer.minutes:.1f} held out {quality}", flush=True)
+
+    while trainer.progress < 1:
+        first = torch.randint(0, 128_000 // ratio - frames, (config.batch_size,), generator=generator)
+        rows = torch.randint(0, len(clips), (config.batch_size,), generator=generator).tolist()
+        wavs, latents = [], []
+        for row, start in zip(rows, (first * ratio).tolist(), strict=True):
+            before = min(start, context)
+            wav = clips.wav(row, start - before, before + length + context).to(config.device)
+            wavs.append(wav[before:][:length])
+            with torch.no_grad():
+                latents.append(codec.raw_encode(wav[None, None])[..., before // ratio :][..., :frames])
+        raw = torch.cat(latents)
+        raw = raw + LATENT_NOISE * torch.randn(raw.shape, generator=generator).to(raw.device)
+        predicted = codec.raw_decode(raw, first * codec.stride)[:, 0]
+        trainer.update(stft_distance(predicted, torch.stack(wavs), AUDIBLE).mean())
+        if trainer.step % 1000 == 0:
+            save()
+    save()
+
+
 def main(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.start_from is not None:
+        train_decoder(config, SpectralCodec.from_pretrained(config.start_from / "vae", torch_dtype=torch.float32))
+        return
     out = config.data_dir / "codec"
     clips, held_out = ComposedClips(config.data_dir, "train"), ComposedClips(config.data_dir, "val")
     torch.manual_seed(config.seed)

@@ -18,17 +18,13 @@ import torch
 import tyro
 from encodec_parts import HOP, build_codec, start_encoder
 from oscillators import start_decoder
-from spectral_codes import FLOOR, N_FFT, SpectralCodes, fit_spectral_codes, load_spectral_codes, shipped_spectral_codes
+from spectral_codes import SpectralCodes, fit_spectral_codes, load_spectral_codes, shipped_spectral_codes
 from torch import Tensor
-from train_codec import evaluate
+from train_codec import AUDIBLE, evaluate
 from training_tools import ComposedClips, Trainer, in_bfloat16, load_checkpoint
 from transformers import EncodecModel, MusicgenForConditionalGeneration
 
 from alignment.reconstruction import stft_distance
-
-# for `stft_distance`: most bins of a clip are far below what is heard of it, and would be most of its distance;
-# the longest windows tell partials of low notes apart
-AUDIBLE = {n_fft: FLOOR * n_fft / N_FFT for n_fft in (512, 1024, 2048, 4096)}
 
 
 @dataclass(frozen=True)
