@@ -24,6 +24,7 @@ from alignment.reconstruction import reconstruction_quality, stft_distance
 
 LATENT_NOISE = 0.08  # added while training: the decoder must bear the small errors of a generated latent
 LATENT_PENALTY = 0.005  # on the mean square, so that the noise keeps its meaning
+SHIPPED = Path("alignment/weights/compact-flow")
 OSCILLATORS_PER_OCTAVE = 24  # of a decoder trained alone
 # for `stft_distance`: most bins of a clip are far below what is heard of it, and would be most of its distance;
 # the longest windows tell partials of low notes apart
@@ -132,7 +133,10 @@ def main(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.start_from is not None:
-        train_decoder(config, SpectralCodec.from_pretrained(config.start_from / "vae", torch_dtype=torch.float32))
+        path = config.start_from / "vae"
+        if not (path / "config.json").exists():
+            raise SystemExit(f"error: no codec in {path}: --start-from expects a folder such as {SHIPPED}")
+        train_decoder(config, SpectralCodec.from_pretrained(path, torch_dtype=torch.float32))
         return
     out = config.data_dir / "codec"
     clips, held_out = ComposedClips(config.data_dir, "train"), ComposedClips(config.data_dir, "val")
