@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 LOWEST, HIGHEST = 32.70, 7800.0  # Hz, C1 of concert pitch and above the partials that are heard one by one
-LOUDEST = math.exp(-1.0)  # amplitude of one oscillator
-SILENT = -7.0  # log amplitude that all begin at
+LOUDEST, SILENT = -1.0, -7.0  # log amplitudes: what one oscillator cannot exceed, and what all begin at
 
 
 class OscillatorBank(nn.Module):
@@ -34,8 +33,8 @@ class OscillatorBank(nn.Module):
         super().__init__()
         highest = min(HIGHEST, 0.49 * sample_rate)
         count = int(math.log2(highest / LOWEST) * per_octave) + 1
-        frequencies = LOWEST * 2 ** (torch.arange(count).double() / per_octave)
-        self._cycles = (frequencies / sample_rate).tolist()  # a sample; no dtype of the model may round them
+        # cycles a sample; plain numbers, which no dtype of the model rounds
+        self._cycles = [LOWEST * 2 ** (number / per_octave) / sample_rate for number in range(count)]
         self.n_fft, self.hop_length = n_fft, hop_length
         generator = torch.Generator().manual_seed(0)
         self.register_buffer("phases", torch.rand(count, generator=generator))  # cycles at a clip's begin
@@ -55,12 +54,12 @@ class OscillatorBank(nn.Module):
             [B, L, n_fft] in the dtype of `window`.
         """
         cycles = torch.tensor(self._cycles, dtype=torch.float64)
-        amplitude = math.log(LOUDEST) - F.softplus(math.log(LOUDEST) - self.log_amplitude(hidden).to(window.dtype))
+        log_amplitude = LOUDEST - F.softplus(LOUDEST - self.log_amplitude(hidden).to(window.dtype))
         within = 2 * math.pi * cycles[:, None] * torch.arange(self.n_fft)  # [J, n_fft]
         frames = torch.arange(hidden.shape[1])[None]
         if first_frames is not None:
             frames = frames + first_frames.cpu()[:, None]
         turns = frames[..., None] * (cycles * self.hop_length) + self.phases.cpu().double()
         turns = 2 * math.pi * (turns % 1)  # [B or 1, L, J]
-        real, imaginary = (amplitude.exp() * part.to(window) for part in (turns.cos(), turns.sin()))
+        real, imaginary = (log_amplitude.exp() * part.to(window) for part in (turns.cos(), turns.sin()))
         return real @ (within.cos().to(window) * window) - imaginary @ (within.sin().to(window) * window)

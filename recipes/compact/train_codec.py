@@ -1,7 +1,7 @@
 """Train the spectral codec of compact-flow on composed clips.
 
     python recipes/compact/train_codec.py --data-dir data/compact --minutes 60
-    python recipes/compact/train_codec.py --start-from alignment/weights/compact-flow --minutes 72
+    python recipes/compact/train_codec.py --start-from alignment/weights/compact-flow --minutes 45
 
 The second trains the decoder of a codec alone, with a bank of oscillators, while its latents, and so the flow that
 learned them, stay as they are. Continues from its own checkpoint; `--minutes` is the total over all runs. Writes
