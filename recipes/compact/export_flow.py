@@ -67,7 +67,8 @@ def main(config: Config) -> None:
         pipeline.vae = SpectralCodec.from_pretrained(codec_dir / "codec")
     held_out = ComposedClips(config.data_dir, "val")
     codec = evaluate(pipeline.vae.eval(), held_out, "cpu", count=100)
-    steps = (load_checkpoint(flow_dir / "checkpoint.pt") or {"step": 0})["step"]
+    checkpoints = flow_dir / "checkpoint.pt", codec_dir / "decoder.pt"
+    steps, decoder_steps = ((load_checkpoint(path) or {"step": 0})["step"] for path in checkpoints)
     parameters = sum(
         parameter.numel()
         for component in pipeline.components.values()
@@ -97,6 +98,7 @@ def main(config: Config) -> None:
         megabytes=size,
         clips=len(ComposedClips(config.data_dir, "train")),
         flow_steps=steps,
+        decoder_steps=decoder_steps,
         command="python benchmarks/backbone_quality.py --composed data/compact/composed",
         figures=figures(config.quality),
         **codec,
