@@ -31,7 +31,7 @@ class Cache:
     junk: Tensor  # [n, D]: no music at all
     tagged: Tensor  # [rows, D]: clips with features of the tagging network
     tags: Tensor  # [rows, F]: those features, averaged over the clip
-    tag_track: Tensor  # [rows]: the track a tagged clip is from, -1 for a composed one
+    tag_track: Tensor  # [rows]: the track a tagged clip is from, -1 for a composed or changed one
 
 
 def _spoil(wav: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
@@ -63,17 +63,17 @@ def _junk(rng: np.random.Generator) -> np.ndarray:
     return (out / (np.abs(out).max() + 1e-9) * 10 ** rng.uniform(-1.5, -0.1)).astype(np.float32)
 
 
-def _tagged(targets: Path, tracks: list[Track], clips: ComposedClips, write: _Writer) -> list[Tensor]:
-    """The clips of `distill_targets.py`; its track numbers count the training tracks only."""
+def _tagged(targets: Path, tracks: list[Track], write: _Writer) -> list[Tensor]:
+    """The clips of `distill_targets.py`, as the tagging network heard them; its track numbers count the training tracks
+    only."""
     train = [i for i, track in enumerate(tracks) if not track.is_test]
     statistics, tags, numbers = [], [], []
     for path in tqdm(sorted(targets.glob("[0-9]*.npz")), desc="tagged"):
-        rows = np.load(path)
+        rows, heard = np.load(path), np.load(path.with_suffix(".npy"), mmap_mode="r")
         wavs = []
-        for kind, index, start, features in zip(rows["kind"], rows["idx"], rows["start"], rows["T"], strict=True):
+        for kind, index, features, audio in zip(rows["kind"], rows["idx"], rows["T"], heard, strict=True):
             windows = int(np.isfinite(features[:, 0].astype(np.float32)).sum())
-            audio = clips.audio[index] if kind else tracks[train[index]].audio
-            wavs.append(crop(audio, int(start), windows * TAGGER_WINDOW))
+            wavs.append(crop(audio, 0, windows * TAGGER_WINDOW))
             tags.append(torch.from_numpy(features[:windows].astype(np.float32).mean(0)))
             numbers.append(-1 if kind else train[index])
         statistics.append(write(wavs))
@@ -135,7 +135,7 @@ def build_cache(
     return Cache(
         torch.stack(track_rows[0]), torch.stack(track_rows[1]), torch.tensor(track_strength),
         torch.cat(clip_rows[0]), torch.cat(clip_rows[1]), torch.tensor(clip_strength), junk,
-        *_tagged(targets, tracks, clips, write),
+        *_tagged(targets, tracks, write),
     )  # fmt: skip
 
 
