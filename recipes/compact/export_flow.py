@@ -61,6 +61,8 @@ def figures(quality: Path | None) -> str:
 
 def main(config: Config) -> None:
     flow_dir, codec_dir = config.data_dir / "flow", config.data_dir / "codec"
+    if not (flow_dir / "pipeline" / "model_index.json").exists():
+        raise SystemExit(f"error: no pipeline in {flow_dir}: run train_flow.py first, or give its --data-dir")
     pipeline = StableAudio3Pipeline.from_pretrained(flow_dir / "pipeline", torch_dtype=torch.float32)
     pipeline.transformer.register_to_config(clock_sharpness=CLOCK_SHARPNESS)
     if codec_dir.exists():  # its decoder may have been trained on while its latents, and so the flow, stood still

@@ -34,6 +34,12 @@ class Track:
 
 def load_tracks(teacher_dir: Path, renders: Path) -> list[Track]:
     """Teacher tracks whose render is in `renders`, in the order of teacher.csv."""
+    for needed, told in (
+        (teacher_dir / "teacher.csv", "--teacher-dir expects the folder of teacher.csv and midi/"),
+        (renders, "run render_teacher.py first, or give its --data-dir"),
+    ):
+        if not needed.exists():
+            raise SystemExit(f"error: {needed} does not exist: {told}")
     with (teacher_dir / "teacher.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     groups = _groups(teacher_dir, rows, renders / "pieces.json")

@@ -45,7 +45,7 @@ class Config:
 
 
 def without_estimate(judge: JudgeName, targets: int) -> Pretraining:
-    """The shipped encoders as they were before the estimate was added, beside heads that nothing has taught."""
+    """The shipped audio encoder as it was before the estimate was added, beside parts that nothing has taught."""
     shipped = load_reward(judge, device="cpu")
     model = Pretraining(judge, tuple(shipped.config.encoders["compact-text"]["vocabulary"]), targets).eval()
     state = {k: v.clone() for k, v in shipped.encoders[AUDIO_KIND[judge]].state_dict().items()}

@@ -52,6 +52,26 @@ for judge, kind in (("compact", "compact-audio"), ("compact-b", "patch-audio")):
 print(json.dumps(says))
 """
 
+TAGGED = """
+from pathlib import Path
+import numpy as np, torch
+from judge_cache import TAGGER_WINDOW, _tagged
+from judge_data import Track
+
+rng = np.random.default_rng(0)
+tracks = [Track(str(i), 0.0, "", "a", "a", np.zeros(9)) for i in range(3)]
+heard = rng.integers(-9000, 9000, (3, 3 * TAGGER_WINDOW)).astype(np.int16)
+features = rng.standard_normal((3, 3, 5)).astype(np.float16)
+features[1:, 2] = np.nan  # two windows
+np.save("000.npy", heard)
+np.savez("000.npz", kind=[0, 1, 2], idx=[1, 0, 2], start=[4, 7, -1], T=features)
+given = []
+_, tags, numbers = _tagged(Path(), tracks, lambda wavs: given.extend(wavs) or torch.zeros(len(wavs), 1))
+for wav, stored, windows in zip(given, heard, (3, 2, 2)):
+    assert np.array_equal(wav, stored[: windows * TAGGER_WINDOW].astype(np.float32) / 32768), windows
+assert numbers.tolist() == [1, -1, -1] and tags.isfinite().all()
+"""
+
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("mido", reason="the recipes of the compact models need it")
@@ -70,9 +90,21 @@ def test_what_was_left_out_has_no_say(tmp_path: Path) -> None:
         assert blind and spread > 0
 
 
+def test_tagged_clips_are_heard_as_the_tagging_network_heard_them(tmp_path: Path) -> None:
+    done = run(["-c", TAGGED], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_one_line_where_a_stage_before_is_missing(tmp_path: Path) -> None:
+    command = ["left_out_collections.py", "--teacher-dir", str(tmp_path), "--data-dir", str(tmp_path)]
+
+    def says(expected: str) -> None:
+        done = run(command, tmp_path)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith("error: ") and expected in done.stderr
+
+    says("--teacher-dir expects the folder of teacher.csv")
     (tmp_path / "teacher.csv").write_text("midi,teacher_reward,caption,genre,tempo,key,collection\n")
+    says("run render_teacher.py first")
     (tmp_path / "teacher").mkdir()
-    done = run(["left_out_collections.py", "--teacher-dir", str(tmp_path), "--data-dir", str(tmp_path)], tmp_path)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ") and "render_teacher.py" in done.stderr
+    says("nothing of render_teacher.py")
