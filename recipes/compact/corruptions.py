@@ -55,18 +55,19 @@ def noise(wav: Audio, strength: float, rng: np.random.Generator) -> Audio:
 
 
 def hum(wav: Audio, strength: float, rng: np.random.Generator) -> Audio:
-    """A steady buzz of 45 to 130 Hz with harmonics, from 24 dB below the music to 3 dB below it."""
+    """A steady buzz of 45 to 130 Hz with harmonics, half the time odd ones only, from 24 dB below the music to 3 dB."""
     time = np.arange(len(wav), dtype=np.float32) / SAMPLE_RATE
     base, falloff = rng.uniform(45, 130), rng.uniform(0.2, 1.2)
     buzz = np.zeros(len(wav), dtype=np.float32)
-    for k in range(1, int(rng.integers(2, 12))):
+    step = int(rng.integers(1, 3))
+    for k in range(1, int(rng.integers(2, 12)), step):
         buzz += (np.sin(2 * np.pi * (base * k * time + rng.random())) / k**falloff).astype(np.float32)
     return wav + _rms(wav) * 10 ** (-(24 - 21 * strength) / 20) * buzz / _rms(buzz)
 
 
 def clipping(wav: Audio, strength: float, rng: np.random.Generator) -> Audio:
-    """Hard (or, one time in four, soft) clipping of the loudest 1 % to 40 % of the samples."""
-    limit = float(np.quantile(np.abs(wav), 0.99 - 0.39 * strength)) + 1e-6
+    """Hard (or, one time in four, soft) clipping of the loudest 0.5 % to 40 % of the samples."""
+    limit = float(np.quantile(np.abs(wav), 0.995 - 0.395 * strength)) + 1e-6
     if rng.random() < 0.25:
         return (limit * np.tanh(1.5 * wav / limit)).astype(np.float32)
     return np.clip(wav, -limit, limit)

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from judge_cache import Cache
+from judge_cache import VERSIONS, Cache
 from judge_data import ComposedClips, Track, load_tracks
 from judge_fit import FitConfig, Judge, fit, predict
-from judge_quality import estimate_without
+from judge_quality import add_quality, estimate_without
 from pretrain_judge import JudgeName, Pretraining, checkpoint_path
 from prompt_words import near_miss
 from train_judge import large_collections, load_pretrained, pair_agreement, piece_folds, spearman
@@ -43,7 +43,7 @@ class Config:
     data_dir: Path = Path("data/compact")
     judge: JudgeName = "compact"
     heads: bool = True
-    """Fit heads too: a minute each."""
+    """Fit heads too: three minutes each."""
     fit: FitConfig = field(default_factory=FitConfig)
     output: Path | None = None
     threads: int | None = None
@@ -116,13 +116,16 @@ def ablate_head(
     names = ("clips", "spoiled_clips", "clip_strength")
     known = replace(cache, **{name: getattr(cache, name)[:kept] for name in names})
     held = replace(cache, **{name: getattr(cache, name)[kept:] for name in names})
-    records = clips.records[kept : kept + HELD_CLIPS]
+    records = [clips.records[i // VERSIONS] for i in range(kept, kept + HELD_CLIPS)]
+    known_rows = np.setdiff1d(rows, part)
+    encoders = copy.deepcopy(pretrained)
+    add_quality(encoders, cache, tracks, known_rows, config.quality)
     out = {}
     for name, changes in HEADS.items():
         options = dict(changes)
         prompted = options.pop("with_prompts", True)
         settings = replace(config, **options)
-        judge = fit(copy.deepcopy(pretrained), known, tracks, clips, np.setdiff1d(rows, part), settings, prompted)
+        judge = fit(copy.deepcopy(encoders), known, tracks, clips, known_rows, settings, prompted)
         out[name] = measure_head(judge, cache, held, tracks, part, records)
         print(f"head without {name}: {out[name]}", flush=True)
     return out
@@ -152,7 +155,7 @@ def main(config: Config) -> None:
     estimates = ablate_estimate(pretrained, cache, tracks, config.fit)
     heads: dict[str, Any] = {}
     if config.heads:
-        clips = ComposedClips(config.data_dir / "composed" / "train", limit=len(cache.clips))
+        clips = ComposedClips(config.data_dir / "composed" / "train", limit=len(cache.clips) // VERSIONS)
         heads = ablate_head(pretrained, cache, tracks, clips, config.fit)
     lines = tables(estimates, heads)
     print("\n".join(lines))

@@ -15,7 +15,9 @@ from tqdm import tqdm
 WINDOW = 10 * SAMPLE_RATE  # samples; what the judge hears at a time
 TAGGER_WINDOW = 187 * 256  # samples; what the tagging network hears at a time
 KINDS = list(CORRUPTIONS)
-SUBTLE = ["clipping", "clipping", "hum", "drop_outs", "silence", "reverb_mud"]  # the hardest to hear: drawn more often
+VERSIONS = 2  # spoiled ones of each composed clip: row i is of clip i // VERSIONS
+# the hardest to hear, drawn more often
+SUBTLE = [*["clipping"] * 3, *["hum", "drop_outs"] * 2, "silence", "band_limit", "reverb_mud"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Cache:
     tracks: Tensor  # [tracks, windows, D]
     spoiled_tracks: Tensor  # [tracks, windows, D]
     track_strength: Tensor  # [tracks, windows]
-    clips: Tensor  # [clips, D]
-    spoiled_clips: Tensor  # [clips, D]
-    clip_strength: Tensor  # [clips]
+    clips: Tensor  # [clips * VERSIONS, D]
+    spoiled_clips: Tensor  # [clips * VERSIONS, D]
+    clip_strength: Tensor  # [clips * VERSIONS]
     junk: Tensor  # [n, D]: no music at all
     tagged: Tensor  # [rows, D]: clips with features of the tagging network
     tags: Tensor  # [rows, F]: those features, averaged over the clip
@@ -35,7 +37,7 @@ class Cache:
 
 
 def _spoil(wav: np.ndarray, length: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    kinds = SUBTLE if rng.random() < 0.4 else KINDS
+    kinds = SUBTLE if rng.random() < 0.5 else KINDS
     kind, strength = kinds[int(rng.integers(len(kinds)))], float(rng.beta(1.3, 1.1))
     spoiled = CORRUPTIONS[kind](wav, strength, rng)[:length]
     if rng.random() < 0.3:  # two faults at once
@@ -121,7 +123,8 @@ def build_cache(
     clip_rows: list[list[Tensor]] = [[], []]
     clip_strength: list[float] = []
     for begin in tqdm(range(0, num_clips, 32), desc="clips"):
-        audio = [crop(a, 0, len(a)) for a in clips.audio[begin : min(begin + 32, num_clips)]]
+        some = clips.audio[begin : min(begin + 32, num_clips)]
+        audio = [crop(a, 0, len(a)) for a in some for _ in range(VERSIONS)]
         spoiled = [_spoil(wav, len(wav), rng) for wav in audio]
         clip_strength += [s for _, s in spoiled]
         # a clip's length must not betray a change of speed
@@ -131,7 +134,7 @@ def build_cache(
         clip_rows[1].append(
             write([(mild_change(wav, rng) if i % 4 == 0 else wav)[:short] for i, (wav, _) in enumerate(spoiled)])
         )
-    junk = write([_junk(rng) for _ in range(256)])
+    junk = write([_junk(rng) for _ in range(512)])
     return Cache(
         torch.stack(track_rows[0]), torch.stack(track_rows[1]), torch.tensor(track_strength),
         torch.cat(clip_rows[0]), torch.cat(clip_rows[1]), torch.tensor(clip_strength), junk,

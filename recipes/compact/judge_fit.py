@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from judge_cache import Cache
+from judge_cache import VERSIONS, Cache
 from judge_data import ComposedClips, Track
-from judge_quality import QualityConfig, add_quality
+from judge_quality import QualityConfig
 from pretrain_judge import Pretraining, contrast, shorten
 from prompt_words import near_miss, training_prompt
 from torch import Tensor, nn
@@ -24,36 +24,42 @@ LIFT = 32.0  # rewards; the estimate never falls this low
 class FitConfig:
     """Settings of the last layers' fit."""
 
+    heads: int = 4
+    """Fitted one after another and averaged, as one head: what only one of them has learned by heart counts less."""
     steps: int = 600
+    """Of each head."""
     widths: tuple[int, ...] = (128, 32)
-    dropout: float = 0.1
-    input_noise: float = 0.15
+    """Of each head."""
+    dropout: float = 0.0
+    input_noise: float = 0.25
     """Standard deviation of the noise added to the embedding, as a share of its own."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     rank_weight: float = 0.5
-    quality_weight: float = 3.0
+    quality_weight: float = 5.0
     """Weight of agreeing with the linear estimate of the teacher's reward (judge_quality.py) on every clean clip."""
     teacher_weight: float = 0.1
     """Weight of the training tracks' own rewards on top of it."""
-    ladder_weight: float = 0.8
+    ladder_weight: float = 1.5
     prompt_weight: float = 0.7
     prompt_strength: float = 2.0
     """How many times the match counts after the fit. 2 kept slightly better matching clips of compact-flow than 1 on
     development prompts, within what chance allows. The unprompted reward does not change."""
     tracks: int = 64
     clips: int = 64
+    tagged: int = 128
+    """Clips with features of the tagging network, per step; tracks and composed clips above."""
     quality: QualityConfig = field(default_factory=QualityConfig)
     seed: int = 0
 
 
 class Judge(nn.Module):
-    """The trainable last layers, from normalised statistics and prompts to the reward."""
+    """The trainable last layers, from statistics and prompts to the reward."""
 
-    def __init__(self, pretrained: Pretraining, config: FitConfig) -> None:
+    def __init__(self, encoders: Pretraining, config: FitConfig) -> None:
         super().__init__()
-        self.audio, self.text, self.match = pretrained.audio, pretrained.text, pretrained.match
-        self.log_scale = pretrained.log_scale
+        self.audio, self.text, self.match = encoders.audio, encoders.text, encoders.match
+        self.log_scale = encoders.log_scale
         self.widths = config.widths
         self.head = RewardHead(self.audio.dim + self.text.dim, config.widths, config.dropout)
         self.noise = config.input_noise
@@ -114,41 +120,85 @@ def teacher_loss(reward: Tensor, teacher: Tensor, rank_weight: float) -> Tensor:
 
 
 def ladder_loss(clean: Tensor, spoiled: Tensor, strength: Tensor) -> Tensor:
-    """Clean above spoiled, by more the stronger the fault: rewards [B], strengths [B] -> scalar."""
-    return F.softplus(2.0 * (0.4 + 1.4 * strength - (clean - spoiled))).mean() / 2.0
+    """Clean above spoiled, by more the stronger the fault: rewards [B], strengths [B] -> scalar.
+
+    Steep, so that what is far enough apart has no say: the faults that are hard to hear have it.
+    """
+    return F.softplus(5.0 * (0.3 + 0.8 * strength - (clean - spoiled))).mean() / 5.0
+
+
+@torch.no_grad()
+def averaged(heads: list[RewardHead]) -> RewardHead:
+    """One head that gives the mean of what `heads`, of the same widths, give."""
+    widths = [layer.num_features for layer in heads[0].net if isinstance(layer, nn.BatchNorm1d)]
+    whole = RewardHead(heads[0].input_dim, [len(heads) * width for width in widths]).eval()
+    for place, layer in enumerate(whole.net):
+        each: list[Any] = [head.net[place] for head in heads]
+        if isinstance(layer, nn.BatchNorm1d):
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                getattr(layer, name).copy_(torch.cat([getattr(one, name) for one in each]))
+        elif isinstance(layer, nn.Linear):
+            weights, biases = [one.weight for one in each], [one.bias for one in each]
+            if layer is whole.net[-1]:
+                layer.weight.copy_(torch.cat(weights, 1) / len(heads))
+                layer.bias.copy_(torch.stack(biases).mean(0))
+            else:  # all read the input, then each only itself
+                layer.weight.copy_(torch.cat(weights) if place == 0 else torch.block_diag(*weights))
+                layer.bias.copy_(torch.cat(biases))
+    return whole
 
 
 def fit(
-    pretrained: Pretraining,
+    encoders: Pretraining,
     cache: Cache,
     tracks: list[Track],
     clips: ComposedClips,
     rows: np.ndarray,
     config: FitConfig,
     with_prompts: bool = True,
+    match_fixed: bool = False,
     log: Any = None,
 ) -> Judge:
     """Fit the last layers on the tracks `rows` and all cached clips.
 
     Args:
-        pretrained: encoders after pretraining; changed in place.
-        with_prompts: False leaves the prompt tasks out, for quick cross-validation of the teacher's scale.
+        encoders: with the estimate (`add_quality`) in the audio embedding; text and match are changed in place.
+        with_prompts: False leaves the prompt tasks out.
+        match_fixed: leave the text encoder and the match as they are; else they are taught along with the first head.
 
     Returns:
         The judge in evaluation mode.
     """
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
+    found = []
+    for number in range(config.heads):
+        torch.manual_seed(config.seed + 1000 * number)
+        judge = Judge(encoders, config)
+        fit_head(judge, cache, tracks, clips, rows, config, number, with_prompts, match_fixed or number > 0, log)
+        found.append(judge.head)
+    judge.head = averaged(found)
+    judge.widths = tuple(config.heads * width for width in config.widths)
+    with torch.no_grad():
+        first = judge.head.net[0]
+        assert isinstance(first, nn.Linear)
+        first.weight[:, judge.audio.dim :] *= config.prompt_strength
+    return judge.eval()
+
+
+def fit_head(
+    judge: Judge, cache: Cache, tracks: list[Track], clips: ComposedClips, rows: np.ndarray, config: FitConfig,
+    number: int, with_prompts: bool, match_fixed: bool, log: Any,
+) -> None:  # fmt: skip
+    """Fit the head of `judge`, and its text encoder and match too if they are not fixed; arguments as of `fit`."""
+    rng = np.random.default_rng((config.seed, number))
     rewards = torch.tensor([track.reward for track in tracks])
-    add_quality(pretrained, cache, tracks, rows, config.quality)
-    judge = Judge(pretrained, config).train()
-    text_parameters = list(judge.text.parameters())
+    judge.train()
     judge.audio.requires_grad_(False)  # 257 rewards are too few to change what it hears: it learns them by heart
-    slow = {id(p) for p in [*text_parameters, *judge.audio.parameters()]}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in judge.parameters() if id(p) not in slow], "lr": config.learning_rate},
-        {"params": text_parameters, "lr": 0.3 * config.learning_rate},
-    ]
+    fast = [*judge.head.parameters(), *([] if match_fixed else [*judge.match.parameters(), judge.log_scale])]
+    groups: list[dict[str, Any]] = [{"params": fast, "lr": config.learning_rate}]
+    for part in (judge.text, judge.match):
+        part.requires_grad_(not match_fixed)
+    if not match_fixed:
+        groups.append({"params": list(judge.text.parameters()), "lr": 0.3 * config.learning_rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [g["lr"] for g in groups], total_steps=config.steps, pct_start=0.1
@@ -164,13 +214,13 @@ def fit(
         good, bad = judge.embed(cache.clips[picked]), judge.embed(cache.spoiled_clips[picked])
         junk = judge.embed(cache.junk[torch.from_numpy(rng.integers(0, len(cache.junk), 12))])
 
-        tagged = judge.embed(cache.tagged[torch.from_numpy(rng.integers(0, len(cache.tagged), config.clips))])
+        tagged = judge.embed(cache.tagged[torch.from_numpy(rng.integers(0, len(cache.tagged), config.tagged))])
 
         n, m = len(chosen), len(picked)
         audio = [clean.mean(1), clean[:, 0], spoiled, good, bad, junk, tagged]
         text = [judge.silent(3 * n + 2 * m + len(junk) + len(tagged))]
         if with_prompts:
-            attributes = [clips.records[int(i)]["attributes"] for i in picked]
+            attributes = [clips.records[int(i) // VERSIONS]["attributes"] for i in picked]
             true = judge.text([training_prompt(a, rng) for a in attributes])
             misses = [near_miss(a, rng) for a in attributes]
             pairs = judge.text([right for right, _, _ in misses] + [wrong for _, wrong, _ in misses])
@@ -205,16 +255,11 @@ def fit(
             loss = loss + config.prompt_weight * prompt
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(judge.parameters(), 5.0)
+        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 5.0)
         optimizer.step()
         schedule.step()
         if log and (step + 1) % 250 == 0:
-            log(f"step {step + 1} loss {float(loss.detach()):.3f} ladder {float(ladder.detach()):.3f}")
-    with torch.no_grad():
-        first = judge.head.net[0]
-        assert isinstance(first, nn.Linear)
-        first.weight[:, judge.audio.dim :] *= config.prompt_strength
-    return judge.eval()
+            log(f"head {number} step {step + 1} loss {float(loss.detach()):.3f} ladder {float(ladder.detach()):.3f}")
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
     python recipes/compact/train_judge.py --teacher-dir DIR --data-dir data/compact
     python recipes/compact/train_judge.py --teacher-dir DIR --judge compact-b --seed 1 --fit.seed 1
+    python recipes/compact/train_judge.py --teacher-dir DIR --start-from compact
 
 Everything is chosen by cross-validation over the training tracks; the test tracks (one piece in five) only give the
 figures of benchmarks/judge_accuracy.py, which finds their names in held_out.txt.
@@ -21,9 +22,10 @@ import tyro
 from judge_cache import Cache, load_or_build
 from judge_data import ComposedClips, Track, load_tracks
 from judge_fit import FitConfig, Judge, fit, predict
-from judge_quality import embed_tracks, estimate_without, resampled
+from judge_quality import add_quality, embed_tracks, estimate_without, resampled
 from pretrain_judge import JudgeName, Pretraining, checkpoint_path
 
+from tunejury import InputError, load_reward
 from tunejury.config import HeadConfig, InputBlock, RewardConfig
 from tunejury.model import RewardModel
 
@@ -40,12 +42,15 @@ class Config:
     data_dir: Path = Path("data/compact")
     """Holds teacher/ (renders), composed/, targets/ and the pretrained encoders; the cache goes here too."""
     judge: JudgeName = "compact"
+    start_from: str | None = None
+    """A judge, shipped or saved, whose encoders, match of prompts, estimate of the teacher and ensemble stay: only the
+    head is fitted, without pretraining, folds or collections left out."""
     output_dir: Path | None = None
     """DATA_DIR/judge-<its name> if not given."""
-    windows: int = 8
+    windows: int = 16
     """Windows cached per track."""
-    num_clips: int = 4000
-    """Composed clips cached with a spoiled version of each."""
+    num_clips: int = 8000
+    """Composed clips cached with spoiled versions of each."""
     folds: int = 5
     """Folds of the cross-validation; 0 leaves it out."""
     leave_one_collection_out: bool = True
@@ -76,6 +81,20 @@ def load_pretrained(path: Path, judge: JudgeName) -> Pretraining:
     model = Pretraining(judge, tuple(saved["vocabulary"]), targets)
     model.load_state_dict(saved["model"])
     return model
+
+
+def finished_encoders(name: str, judge: JudgeName) -> tuple[Pretraining, torch.nn.Linear]:
+    """Encoders with the estimate and match of the finished judge `name`, and its ensemble as `resampled` gives it."""
+    try:
+        model = load_reward(name, device="cpu").eval()
+    except InputError as error:
+        raise SystemExit(f"error: --start-from {name}: {error}") from None
+    audio, text = AUDIO_KIND[judge], "compact-text"
+    if audio not in model.encoders or model.ensemble is None:
+        raise SystemExit(f"error: --start-from {name} is not a judge of the kind {judge}: give its --judge")
+    encoders = Pretraining(judge, tuple(model.config.encoders[text]["vocabulary"]), targets=1)
+    encoders.audio, encoders.text, encoders.match = model.encoders[audio], model.encoders[text], model.products["1"]
+    return encoders.float(), model.ensemble
 
 
 def piece_folds(tracks: list[Track], rows: np.ndarray, folds: int) -> dict[str, np.ndarray]:
@@ -163,27 +182,35 @@ def main(config: Config) -> None:
         torch.set_num_threads(config.threads)
     tracks = load_tracks(config.teacher_dir, config.data_dir / "teacher")
     clips = ComposedClips(config.data_dir / "composed" / "train")
-    pretrained = load_pretrained(checkpoint_path(config.data_dir, config.judge), config.judge).eval()
+    if config.start_from is None:
+        encoders = load_pretrained(checkpoint_path(config.data_dir, config.judge), config.judge).eval()
+    else:
+        encoders, members = finished_encoders(config.start_from, config.judge)
     path = config.data_dir / f"judge_cache-{config.judge}.pt"
     targets = config.data_dir / "targets"
     cache = load_or_build(
-        path, pretrained.audio, tracks, clips, targets, config.windows, min(config.num_clips, len(clips)), config.seed
+        path, encoders.audio, tracks, clips, targets, config.windows, min(config.num_clips, len(clips)), config.seed
     )
     train = np.array([i for i, track in enumerate(tracks) if not track.is_test])
     figures: dict[str, Any] = {}
-    if config.folds:
+    if config.folds and config.start_from is None:
         parts = list(piece_folds(tracks, train, config.folds).values())
-        predicted, spread = left_out_estimates(pretrained, cache, tracks, parts, config)
+        predicted, spread = left_out_estimates(encoders, cache, tracks, parts, config)
         figures["cross_validation"] = report("cross-validation", predicted, tracks, train)
         figures["uncertainty"] = report_spread(spread, predicted, tracks, train)
-    if config.leave_one_collection_out:
+    if config.leave_one_collection_out and config.start_from is None:
         large = large_collections(tracks, train)
-        predicted, _ = left_out_estimates(pretrained, cache, tracks, list(large.values()), config)
+        predicted, _ = left_out_estimates(encoders, cache, tracks, list(large.values()), config)
         each = {name: report(name, predicted, tracks, part) for name, part in large.items()}
         each["all together"] = report("collections left out", predicted, tracks, np.concatenate(list(large.values())))
         figures["leave_one_collection_out"] = each
-    members = resampled(pretrained, cache, tracks, train, config.fit.quality, config.members, config.fit.seed)
-    judge = fit(pretrained, cache, tracks, clips, train, config.fit, log=lambda line: print(line, flush=True))
+    fixed = config.start_from is not None
+    if not fixed:
+        members = resampled(encoders, cache, tracks, train, config.fit.quality, config.members, config.fit.seed)
+        add_quality(encoders, cache, tracks, train, config.fit.quality)
+    judge = fit(
+        encoders, cache, tracks, clips, train, config.fit, match_fixed=fixed, log=lambda line: print(line, flush=True)
+    )
     test = np.array([i for i, track in enumerate(tracks) if track.is_test])
     report("test tracks", predict(judge, cache, np.arange(len(tracks))), tracks, test)
     model = assemble(judge, config.fit, config.judge, members)
@@ -191,7 +218,8 @@ def main(config: Config) -> None:
     model.save_pretrained(output_dir, weights_dtype=torch.float16)
     names = sorted(track.name for track in tracks if track.is_test)
     (output_dir / "held_out.txt").write_text("\n".join(names) + "\n")
-    (output_dir / "fit.json").write_text(json.dumps(figures, indent=1) + "\n")
+    if figures:
+        (output_dir / "fit.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,101 @@
+"""Fitting a judge's head: several average to one, a finished judge keeps all but its head, and faults are learned."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+AVERAGED = """
+import torch
+from judge_fit import averaged
+from tunejury.head import RewardHead
+
+torch.manual_seed(0)
+heads = [RewardHead(7, (6, 3)) for _ in range(3)]
+for head in heads:
+    for _ in range(4):
+        head.train()(2.0 + 3.0 * torch.randn(32, 7))  # running means and variances of its own
+    for layer in head.net:
+        if isinstance(layer, torch.nn.BatchNorm1d):
+            torch.nn.init.normal_(layer.weight)
+            torch.nn.init.normal_(layer.bias)
+    head.eval()
+x = 5.0 * torch.randn(64, 7)
+with torch.no_grad():
+    each = torch.stack([head(x) for head in heads])
+    assert each.std(0).min() > 0.001
+    assert torch.allclose(averaged(heads)(x), each.mean(0), atol=1e-5)
+    assert torch.equal(averaged(heads[:1])(x), each[0])
+"""
+
+FINISHED = """
+import copy
+from types import SimpleNamespace
+import numpy as np, torch
+from judge_cache import VERSIONS, Cache
+from judge_data import Track
+from judge_fit import FitConfig, fit
+from train_judge import AUDIO_KIND, assemble, finished_encoders
+from tunejury import load_reward
+
+torch.manual_seed(0)
+shipped = load_reward("compact", device="cpu").eval()
+attributes = {
+    "genre": "classical", "tempo": 80, "tempo_class": "slow", "key": "F", "mode": "major", "minor": False,
+    "lead": "piano", "lead_family": "piano", "accompaniment": "harp", "bass": "cello bass", "drums": True,
+    "drum_style": "cinematic drums", "density": "sparse", "dynamics": "soft",
+}
+clips = SimpleNamespace(records=[{"attributes": attributes}] * 48)
+encoders, members = finished_encoders("compact", "compact")
+before = copy.deepcopy(encoders.state_dict())
+normalize = encoders.audio.normalize
+fault = normalize.running_var.sqrt() * torch.randn(normalize.num_features)
+
+def drawn(*shape):
+    return normalize.running_mean + normalize.running_var.sqrt() * torch.randn(*shape, normalize.num_features)
+
+tracks = [Track(str(i), 0.0, "a calm piano piece", "a", str(i), np.zeros(0)) for i in range(12)]
+heard, played = drawn(12, 4), drawn(48 * VERSIONS)
+cache = Cache(
+    heard, heard + fault, torch.full((12, 4), 0.5), played, played + fault, torch.full((48 * VERSIONS,), 0.5),
+    drawn(20), drawn(60), torch.zeros(60, 3), torch.full((60,), -1),
+)
+config = FitConfig(heads=2, steps=150)
+judge = fit(encoders, cache, tracks, clips, np.arange(12), config, match_fixed=True)
+model = assemble(judge, config, "compact", members).eval()
+after = encoders.state_dict()
+assert all(torch.equal(value, after[name]) for name, value in before.items())
+kept = shipped.state_dict()
+assert {name for name, value in model.state_dict().items() if value.shape != kept[name].shape or not torch.equal(
+    value, kept[name])} <= {name for name in kept if name.startswith("head.")}
+wav = 0.1 * torch.randn(2, 1, 32000)
+with torch.no_grad():
+    assert torch.equal(model.uncertainty(wav, 16000), shipped.uncertainty(wav, 16000))
+    new = drawn(200)  # planted: one fault, told from what is sound in clips nobody fitted
+    clean, spoiled = (judge.reward(judge.embed(x), judge.silent(200)) for x in (new, new + fault))
+    assert (clean > spoiled).float().mean() > 0.95, (clean > spoiled).float().mean()
+    embedding = encoders.audio(wav[:, 0])
+    says = judge.reward(embedding, judge.text(["a calm piano piece"] * 2))
+    assert torch.allclose(model(wav, 16000, ["a calm piano piece"] * 2), says, atol=1e-3)
+try:
+    finished_encoders("compact-b", "compact")
+except SystemExit as error:
+    assert "give its --judge" in str(error)
+else:
+    raise AssertionError("compact-b taken for compact")
+"""
+
+
+@pytest.mark.parametrize("program", [AVERAGED, FINISHED], ids=["averaged", "finished"])
+def test_fit(program: str, tmp_path: Path) -> None:
+    pytest.importorskip("mido", reason="the recipes of the compact models need it")
+    recipes = Path(__file__).parents[2] / "recipes" / "compact"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(recipes), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
