@@ -127,11 +127,16 @@ def ladder_loss(clean: Tensor, spoiled: Tensor, strength: Tensor) -> Tensor:
     return F.softplus(5.0 * (0.3 + 0.8 * strength - (clean - spoiled))).mean() / 5.0
 
 
+def widths_of(head: RewardHead) -> list[int]:
+    """Sizes of its hidden layers."""
+    return [layer.num_features for layer in head.net if isinstance(layer, nn.BatchNorm1d)]
+
+
 @torch.no_grad()
 def averaged(heads: list[RewardHead]) -> RewardHead:
-    """One head that gives the mean of what `heads`, of the same widths, give."""
-    widths = [layer.num_features for layer in heads[0].net if isinstance(layer, nn.BatchNorm1d)]
-    whole = RewardHead(heads[0].input_dim, [len(heads) * width for width in widths]).eval()
+    """One head that gives the mean of what `heads` give, all of as many layers."""
+    widths = [sum(widths) for widths in zip(*map(widths_of, heads), strict=True)]
+    whole = RewardHead(heads[0].input_dim, widths).eval()
     for place, layer in enumerate(whole.net):
         each: list[Any] = [head.net[place] for head in heads]
         if isinstance(layer, nn.BatchNorm1d):
@@ -263,7 +268,13 @@ def fit_head(
 
 
 @torch.no_grad()
-def predict(judge: Judge, cache: Cache, rows: np.ndarray) -> np.ndarray:
-    """Rewards of whole tracks (mean embedding of their clean windows, empty prompt), [len(rows)]."""
-    audio = judge.embed(cache.tracks[rows]).mean(1)
-    return judge.reward(audio, judge.silent(len(rows))).numpy()
+def predict(judge: Judge, cache: Cache, rows: np.ndarray, head: RewardHead | None = None) -> np.ndarray:
+    """Rewards of whole tracks (mean embedding of their clean windows, empty prompt), [len(rows)].
+
+    Args:
+        head: one with the estimate inside, in place of the judge's own.
+    """
+    audio, silent = judge.embed(cache.tracks[rows]).mean(1), judge.silent(len(rows))
+    if head is not None:
+        return head(torch.cat([audio, judge.match(audio, silent)], dim=-1)).numpy()
+    return judge.reward(audio, silent).numpy()

@@ -21,12 +21,13 @@ import torch
 import tyro
 from judge_cache import Cache, load_or_build
 from judge_data import ComposedClips, Track, load_tracks
-from judge_fit import FitConfig, Judge, fit, predict
+from judge_fit import FitConfig, Judge, averaged, fit, predict, widths_of
 from judge_quality import add_quality, embed_tracks, estimate_without, resampled
 from pretrain_judge import JudgeName, Pretraining, checkpoint_path
 
 from tunejury import InputError, load_reward
 from tunejury.config import HeadConfig, InputBlock, RewardConfig
+from tunejury.head import RewardHead
 from tunejury.model import RewardModel
 
 LICENSE = "CC BY-NC 4.0"
@@ -43,8 +44,9 @@ class Config:
     """Holds teacher/ (renders), composed/, targets/ and the pretrained encoders; the cache goes here too."""
     judge: JudgeName = "compact"
     start_from: str | None = None
-    """A judge, shipped or saved, whose encoders, match of prompts, estimate of the teacher and ensemble stay: only the
-    head is fitted, without pretraining, folds or collections left out."""
+    """A judge, shipped or saved, whose encoders, match of prompts, estimate of the teacher and ensemble stay: only
+    heads are fitted, without pretraining, folds or collections left out, and averaged with its own, which counts half:
+    the two err on different faults."""
     output_dir: Path | None = None
     """DATA_DIR/judge-<its name> if not given."""
     windows: int = 16
@@ -83,8 +85,8 @@ def load_pretrained(path: Path, judge: JudgeName) -> Pretraining:
     return model
 
 
-def finished_encoders(name: str, judge: JudgeName) -> tuple[Pretraining, torch.nn.Linear]:
-    """Encoders with the estimate and match of the finished judge `name`, and its ensemble as `resampled` gives it."""
+def finished_parts(name: str, judge: JudgeName) -> tuple[Pretraining, RewardHead, torch.nn.Linear]:
+    """Of the finished judge `name`: encoders with estimate and match, head, and ensemble as `resampled` gives it."""
     try:
         model = load_reward(name, device="cpu").eval()
     except InputError as error:
@@ -94,7 +96,7 @@ def finished_encoders(name: str, judge: JudgeName) -> tuple[Pretraining, torch.n
         raise SystemExit(f"error: --start-from {name} is not a judge of the kind {judge}: give its --judge")
     encoders = Pretraining(judge, tuple(model.config.encoders[text]["vocabulary"]), targets=1)
     encoders.audio, encoders.text, encoders.match = model.encoders[audio], model.encoders[text], model.products["1"]
-    return encoders.float(), model.ensemble
+    return encoders.float(), model.head, model.ensemble
 
 
 def piece_folds(tracks: list[Track], rows: np.ndarray, folds: int) -> dict[str, np.ndarray]:
@@ -149,11 +151,12 @@ def report_spread(spread: np.ndarray, predicted: np.ndarray, tracks: list[Track]
     return figures
 
 
-def assemble(judge: Judge, config: FitConfig, name: JudgeName, members: torch.nn.Linear) -> RewardModel:
-    """The judge as a `RewardModel` of the toolkit, with `members` of the ensemble as `resampled` gives them."""
+def assemble(
+    judge: Judge, head: RewardHead, config: FitConfig, name: JudgeName, members: torch.nn.Linear
+) -> RewardModel:
+    """The judge as a `RewardModel` of the toolkit, with a `head` that has the estimate inside, and with `members` of
+    the ensemble as `resampled` gives them."""
     audio, text = judge.audio, judge.text
-    head = judge.whole_head()
-    widths = tuple(layer.num_features for layer in head.net if isinstance(layer, torch.nn.BatchNorm1d))
     blocks = (
         InputBlock("audio", (audio.name,), audio.dim),
         InputBlock("product", (audio.name, text.name), text.dim),
@@ -162,7 +165,7 @@ def assemble(judge: Judge, config: FitConfig, name: JudgeName, members: torch.nn
         audio.name: {"kind": AUDIO_KIND[name], **asdict(audio.config), "dim": audio.dim},
         text.name: {"kind": "compact-text", **asdict(text.config)},
     }
-    heads = HeadConfig(widths, config.dropout)
+    heads = HeadConfig(tuple(widths_of(head)), config.dropout)
     count, read = members.weight.shape
     model = RewardModel(RewardConfig(name, LICENSE, encoders, blocks, heads, "release", ensemble=count))
     model.encoders[audio.name].load_state_dict(audio.state_dict())
@@ -185,7 +188,7 @@ def main(config: Config) -> None:
     if config.start_from is None:
         encoders = load_pretrained(checkpoint_path(config.data_dir, config.judge), config.judge).eval()
     else:
-        encoders, members = finished_encoders(config.start_from, config.judge)
+        encoders, own_head, members = finished_parts(config.start_from, config.judge)
     path = config.data_dir / f"judge_cache-{config.judge}.pt"
     targets = config.data_dir / "targets"
     cache = load_or_build(
@@ -211,9 +214,10 @@ def main(config: Config) -> None:
     judge = fit(
         encoders, cache, tracks, clips, train, config.fit, match_fixed=fixed, log=lambda line: print(line, flush=True)
     )
+    head = averaged([own_head, judge.whole_head()]) if fixed else judge.whole_head()
     test = np.array([i for i, track in enumerate(tracks) if track.is_test])
-    report("test tracks", predict(judge, cache, np.arange(len(tracks))), tracks, test)
-    model = assemble(judge, config.fit, config.judge, members)
+    report("test tracks", predict(judge, cache, np.arange(len(tracks)), head), tracks, test)
+    model = assemble(judge, head, config.fit, config.judge, members)
     output_dir = config.output_dir or config.data_dir / f"judge-{config.judge}"
     model.save_pretrained(output_dir, weights_dtype=torch.float16)
     names = sorted(track.name for track in tracks if track.is_test)

@@ -15,7 +15,7 @@ from judge_fit import averaged
 from tunejury.head import RewardHead
 
 torch.manual_seed(0)
-heads = [RewardHead(7, (6, 3)) for _ in range(3)]
+heads = [RewardHead(7, (6 + more, 3)) for more in range(3)]
 for head in heads:
     for _ in range(4):
         head.train()(2.0 + 3.0 * torch.randn(32, 7))  # running means and variances of its own
@@ -38,8 +38,8 @@ from types import SimpleNamespace
 import numpy as np, torch
 from judge_cache import VERSIONS, Cache
 from judge_data import Track
-from judge_fit import FitConfig, fit
-from train_judge import AUDIO_KIND, assemble, finished_encoders
+from judge_fit import FitConfig, averaged, fit, predict
+from train_judge import assemble, finished_parts
 from tunejury import load_reward
 
 torch.manual_seed(0)
@@ -50,7 +50,7 @@ attributes = {
     "drum_style": "cinematic drums", "density": "sparse", "dynamics": "soft",
 }
 clips = SimpleNamespace(records=[{"attributes": attributes}] * 48)
-encoders, members = finished_encoders("compact", "compact")
+encoders, own_head, members = finished_parts("compact", "compact")
 before = copy.deepcopy(encoders.state_dict())
 normalize = encoders.audio.normalize
 fault = normalize.running_var.sqrt() * torch.randn(normalize.num_features)
@@ -66,7 +66,7 @@ cache = Cache(
 )
 config = FitConfig(heads=2, steps=150)
 judge = fit(encoders, cache, tracks, clips, np.arange(12), config, match_fixed=True)
-model = assemble(judge, config, "compact", members).eval()
+model = assemble(judge, judge.whole_head(), config, "compact", members).eval()
 after = encoders.state_dict()
 assert all(torch.equal(value, after[name]) for name, value in before.items())
 kept = shipped.state_dict()
@@ -81,8 +81,12 @@ with torch.no_grad():
     embedding = encoders.audio(wav[:, 0])
     says = judge.reward(embedding, judge.text(["a calm piano piece"] * 2))
     assert torch.allclose(model(wav, 16000, ["a calm piano piece"] * 2), says, atol=1e-3)
+rows = np.arange(12)
+alone, kept = predict(judge, cache, rows), predict(judge, cache, rows, own_head)
+both = predict(judge, cache, rows, averaged([own_head, judge.whole_head()]))
+assert np.abs(both - (alone + kept) / 2).max() < 1e-3 and np.abs(alone - kept).max() > 0.1
 try:
-    finished_encoders("compact-b", "compact")
+    finished_parts("compact-b", "compact")
 except SystemExit as error:
     assert "give its --judge" in str(error)
 else:
