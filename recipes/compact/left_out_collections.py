@@ -21,7 +21,7 @@ from judge_data import ComposedClips, load_tracks
 from judge_quality import QualityConfig, estimate_without
 from pretrain_judge import JudgeName, Pretraining
 from torch import Tensor
-from train_judge import AUDIO_KIND, large_collections, report
+from train_judge import AUDIO_KIND, large_collections, report, rounds_of
 
 from tunejury import load_reward
 
@@ -92,10 +92,7 @@ def solve_features(model: Pretraining, cache: Cache) -> tuple[float, float]:
 def main(config: Config) -> None:
     tracks = load_tracks(config.teacher_dir, config.data_dir / "teacher")
     clips = ComposedClips(config.data_dir / "composed" / "train")
-    rounds = sorted((config.data_dir / "targets").glob("[0-9]*.npz"))
-    for found, stage in ((tracks, "render_teacher.py"), (len(clips), "compose.py"), (rounds, "distill_targets.py")):
-        if not found:
-            raise SystemExit(f"error: nothing of {stage} in {config.data_dir}: run it first, or give its --data-dir")
+    rounds = rounds_of(config.data_dir, tracks, clips)
     model = without_estimate(config.judge, np.load(rounds[0])["T"].shape[-1])
     cache = build_cache(model.audio, tracks, clips, config.data_dir / "targets", config.windows, NUM_CLIPS, config.seed)
     penalty, predicted_share = solve_features(model, cache)

@@ -77,7 +77,18 @@ def pair_agreement(predicted: np.ndarray, teacher: np.ndarray, margin: float = 1
     return float((predicted[:, None] > predicted[None])[far].mean())
 
 
+def rounds_of(data_dir: Path, tracks: list[Track], clips: ComposedClips) -> list[Path]:
+    """The rounds of `distill_targets.py`; one line where they or what other stages make is missing."""
+    rounds = sorted((data_dir / "targets").glob("[0-9]*.npz"))
+    for found, stage in ((tracks, "render_teacher.py"), (len(clips), "compose.py"), (rounds, "distill_targets.py")):
+        if not found:
+            raise SystemExit(f"error: nothing of {stage} in {data_dir}: run it first, or give its --data-dir")
+    return rounds
+
+
 def load_pretrained(path: Path, judge: JudgeName) -> Pretraining:
+    if not path.exists():
+        raise SystemExit(f"error: {path} is missing: run pretrain_judge.py, or give --start-from a finished judge")
     saved = torch.load(path, weights_only=True)
     targets = saved["model"]["heads.features.weight"].shape[0]
     model = Pretraining(judge, tuple(saved["vocabulary"]), targets)
@@ -185,6 +196,7 @@ def main(config: Config) -> None:
         torch.set_num_threads(config.threads)
     tracks = load_tracks(config.teacher_dir, config.data_dir / "teacher")
     clips = ComposedClips(config.data_dir / "composed" / "train")
+    rounds_of(config.data_dir, tracks, clips)
     if config.start_from is None:
         encoders = load_pretrained(checkpoint_path(config.data_dir, config.judge), config.judge).eval()
     else:
