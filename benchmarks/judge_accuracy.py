@@ -164,6 +164,8 @@ def measure_faults(judge: RewardModel, wavs: list[torch.Tensor], what: str, quic
         rates.append(float(np.mean([better > worse for better, worse in zip(rungs, rungs[1:], strict=False)])))
         table[kind] = dict(zip(columns, rates, strict=False))
         print(f"| {kind} | " + " | ".join(f"{rate:.3f}" for rate in table[kind].values()) + " |", flush=True)
+    means = [np.mean([row[column] for row in table.values()]) for column in columns]
+    print("| mean | " + " | ".join(f"{mean:.3f}" for mean in means) + " |", flush=True)
     return table
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from judge_cache import VERSIONS, Cache
+from judge_cache import VERSIONS, Cache, read_cache
 from judge_data import ComposedClips, Track, load_tracks
 from judge_fit import FitConfig, Judge, fit, predict
 from judge_quality import add_quality, estimate_without
@@ -151,7 +151,7 @@ def main(config: Config) -> None:
         torch.set_num_threads(config.threads)
     tracks = load_tracks(config.teacher_dir, config.data_dir / "teacher")
     pretrained = load_pretrained(checkpoint_path(config.data_dir, config.judge), config.judge).eval()
-    cache = Cache(**torch.load(config.data_dir / f"judge_cache-{config.judge}.pt", weights_only=True))
+    cache = read_cache(config.data_dir / f"judge_cache-{config.judge}.pt", pretrained.audio)
     estimates = ablate_estimate(pretrained, cache, tracks, config.fit)
     heads: dict[str, Any] = {}
     if config.heads:

@@ -142,13 +142,32 @@ def build_cache(
     )  # fmt: skip
 
 
+def read_cache(path: Path, encoder: nn.Module) -> Cache:
+    """The cache at `path`; one line if it is of other encoders, or laid out otherwise."""
+    if not path.exists():
+        raise SystemExit(f"error: {path} is missing: train_judge.py makes it")
+    kept, probe = torch.load(path, weights_only=True), _probe(encoder)
+    made, versions = kept.pop("probe", torch.empty(0)), kept.pop("versions", None)
+    if versions != VERSIONS or made.shape != probe.shape or not torch.allclose(made, probe, atol=0.05):
+        raise SystemExit(f"error: {path} is of other encoders, or of an earlier form: delete it, and it is made anew")
+    return Cache(**kept)
+
+
+@torch.no_grad()
+def _probe(encoder: nn.Module) -> Tensor:
+    """Statistics [1, D] of a fixed noise: half precision changes them little, another pretraining much."""
+    noise = torch.randn(1, 2 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    return encoder.eval().statistics(0.1 * noise)
+
+
 def load_or_build(
     path: Path, encoder: nn.Module, tracks: list[Track], clips: ComposedClips, targets: Path, windows: int,
     num_clips: int, seed: int,
 ) -> Cache:  # fmt: skip
-    """The cache at `path`, made if it is not there; delete the file after another pretraining."""
+    """The cache at `path`, made if it is not there."""
     if not path.exists():
         cache = build_cache(encoder, tracks, clips, targets, windows, num_clips, seed)
-        torch.save(vars(cache), path.with_suffix(".partial"))
+        kept = {**vars(cache), "probe": _probe(encoder), "versions": VERSIONS}
+        torch.save(kept, path.with_suffix(".partial"))
         path.with_suffix(".partial").rename(path)
-    return Cache(**torch.load(path, weights_only=True))
+    return read_cache(path, encoder)

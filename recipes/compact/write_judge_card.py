@@ -106,6 +106,10 @@ def tables_of(path: Path | None, heading: str, *keys: str) -> list[list[str]]:
 
 
 def main(config: Config) -> None:
+    given = (config.accuracy, config.agreement, config.reliability, config.demo, config.ablation)
+    for path in given:
+        if path is not None and not path.is_file():
+            raise SystemExit(f"error: {path} is missing: expected the --output of one of the commands in --help")
     model = load_reward(config.directory, device="cpu")
     sizes = {
         "AUDIO" if hasattr(encoder, "sample_rate") else "TEXT": sum(p.numel() for p in encoder.parameters())

@@ -1,4 +1,5 @@
-"""Fitting a judge's head: several average to one, a finished judge keeps all but its head, and faults are learned."""
+"""Fitting a judge's head: several average to one, a finished judge keeps all but its head, faults are learned,
+and a cache of other encoders is refused."""
 
 from __future__ import annotations
 
@@ -93,8 +94,36 @@ else:
     raise AssertionError("compact-b taken for compact")
 """
 
+KEPT = """
+from pathlib import Path
+import torch
+import judge_cache
+from judge_cache import Cache, load_or_build, read_cache
+from train_judge import finished_parts
 
-@pytest.mark.parametrize("program", [AVERAGED, FINISHED], ids=["averaged", "finished"])
+encoder = finished_parts("compact", "compact")[0].audio
+cache = Cache(*[torch.ones(1)] * 10)
+judge_cache.build_cache = lambda *given: cache
+path = Path("judge_cache-compact.pt")
+load_or_build(path, encoder, [], None, Path(), 1, 1, 0)
+
+def refused(encoder):
+    try:
+        read_cache(path, encoder)
+    except SystemExit as error:
+        assert "delete it" in str(error)
+        return True
+    return False
+
+assert not refused(encoder) and not refused(encoder.half().float())
+torch.manual_seed(0)
+assert refused(type(encoder)(encoder.config)) and refused(finished_parts("compact-b", "compact-b")[0].audio)
+torch.save(vars(cache), path)  # as it was before it said what it is of
+assert refused(encoder)
+"""
+
+
+@pytest.mark.parametrize("program", [AVERAGED, FINISHED, KEPT], ids=["averaged", "finished", "kept"])
 def test_fit(program: str, tmp_path: Path) -> None:
     pytest.importorskip("mido", reason="the recipes of the compact models need it")
     recipes = Path(__file__).parents[2] / "recipes" / "compact"
