@@ -1,4 +1,8 @@
-"""Faults to measure a judge with, at three strengths; written apart from those the compact judge was trained on."""
+"""Faults to measure a judge with, at three strengths.
+
+Written apart from those the compact judges were trained on, with one exception: the last fit of their heads also heard
+hum of odd harmonics, which `hum` here is.
+"""
 
 from __future__ import annotations
 

@@ -77,7 +77,8 @@ def main(config: Config) -> None:
         what = f"{clips['clips']} clips of {clips['prompts']} prompts"
         rows.append((f"generated, {what}, Spearman over all", clips["spearman"]))
         rows.append(("generated, Spearman within a prompt, mean", clips["spearman_within_prompts"]))
-        rows.append(("generated, same best clip", clips["same_best"]))
+        chance = clips["prompts"] / clips["clips"]
+        rows.append((f"generated, same best clip (chance {chance:.2f})", clips["same_best"]))
         gain, own = clips["gain_of_first_choice_by_second"], clips["gain_of_own_choice_by_second"]
         what = f"gain of the clip that {names[0]} keeps, by {names[1]}"
         rows.append((f"generated, {what} (of the clip it would keep itself: {own:.2f})", gain))
