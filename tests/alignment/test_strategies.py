@@ -1,12 +1,11 @@
-"""How time is spent: plans of stages, budgets, drafts that foretell or mislead, judges that stand beside."""
+"""How time is spent: plans of stages, budgets, drafts that foretell or mislead."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,69 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.best_of_n import BestOfNConfig, BestOfNResult, best_of_n
+from alignment.best_of_n import BestOfNConfig
 from alignment.errors import InputError
-from alignment.interfaces import GenerationSettings, Prompt
+from alignment.interfaces import GenerationSettings
 from alignment.processes import OneProcess, share
-from alignment.runs import RECORDS, REPORT, RESULTS, UNFINISHED, RunDirectory
+from alignment.runs import RECORDS, REPORT, RESULTS, UNFINISHED
 from alignment.strategies import halved, parse_budget, plan_stages, promising
 
-PROMPTS = [Prompt("a", "calm piano"), Prompt("b/c", "fast drums"), Prompt("c", "harp")]
-AudioIO = dict[str, Callable[..., Any]]
-FINAL = GenerationSettings(0.1, 16, 1.0)
-
-
-class Drafting:
-    """A toy whose drafts foretell the clip (as `share` says how much), and who counts what it makes at which steps."""
-
-    name, license, sample_rate, channels = "toy", "CC0-1.0", 8_000, 1
-    defaults = FINAL
-
-    def __init__(self, told: float = 1.0) -> None:
-        self.told = told
-        self.made: list[tuple[int, list[tuple[str, int]]]] = []
-        self.dies_at: int | None = None
-
-    def resolve(self, duration: Any = None, num_inference_steps: Any = None, guidance_scale: Any = None) -> Any:
-        return GenerationSettings(0.1, num_inference_steps or 16, guidance_scale or 1.0)
-
-    def draft_settings(self, settings: GenerationSettings) -> Sequence[GenerationSettings]:
-        steps = settings.num_inference_steps
-        return [dataclasses.replace(settings, num_inference_steps=n) for n in (2, 4) if steps and n < steps]
-
-    def cost(self, settings: GenerationSettings) -> float:
-        return float(settings.num_inference_steps or 1)
-
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], duration: Any = None, **asked: Any) -> Tensor:
-        if self.dies_at == len(self.made):
-            raise KeyboardInterrupt
-        steps = asked["num_inference_steps"]
-        pairs = list(zip(prompts, seeds, strict=True))
-        self.made.append((steps, pairs))
-        return torch.stack([torch.full((1, 800), self.level(p, s, steps)) for p, s in pairs])
-
-    def level(self, prompt: str, seed: int, steps: int) -> float:
-        def hashed(salt: int) -> float:
-            generator = torch.Generator().manual_seed(sum(map(ord, prompt)) * 100_000 + seed * 100 + salt)
-            return float(torch.rand((), generator=generator))
-
-        told = self.told if steps < 16 else 1.0
-        return told * hashed(0) + (1 - told) * hashed(steps)
-
-
-def draw(
-    path: Path, backbone: Any, reward: Any, audio_io: AudioIO, config: BestOfNConfig, **more: Any
-) -> BestOfNResult:
-    settings = {**dataclasses.asdict(config), "prompts": [[p.prompt_id, p.prompt] for p in PROMPTS]}
-    with RunDirectory(path, "best_of_n", settings) as run:
-        return best_of_n(backbone, reward, PROMPTS, config, run, **audio_io, **more)
-
-
-def results_of(path: Path) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((path / RESULTS).read_text())
-    del results["seconds"]
-    return results
-
+from .drafting import FINAL, AudioIO, Drafting, draw, results_of
 
 # batches
 
@@ -326,55 +270,3 @@ def test_a_budget_in_seconds_is_measured_once_and_kept(tmp_path: Path, reward: A
 def test_the_promising_are_the_highest_the_first_of_equals_and_never_a_failure(count: int) -> None:
     values = {0: None, 1: 0.5, 2: 0.9, 3: 0.5}
     assert promising(values, count) == [[2], [1, 2], [1, 2, 3]][count - 1]
-
-
-# judges beside
-
-
-def test_side_judges_stand_beside_and_never_select(tmp_path: Path, reward: Any, audio_io: AudioIO) -> None:
-    def opposite(wav: Tensor, sample_rate: int, prompts: Sequence[str]) -> Tensor:
-        return -reward(wav, sample_rate, prompts)
-
-    config = BestOfNConfig(num_candidates=6, keep="all")
-    alone = draw(tmp_path / "alone", Drafting(), reward, audio_io, config)
-    beside = draw(tmp_path / "beside", Drafting(), reward, audio_io, config, side_rewards={"held_out": opposite})
-    assert [best.candidate for best in beside.best if best] == [best.candidate for best in alone.best if best]
-    side = beside.summary["side"]["held_out"]
-    for n, mean in beside.summary["mean_reward_at_n"].items():  # the other's value of the clip kept of n, for every n
-        assert side["mean_at_n"][n] == pytest.approx(-mean, abs=1e-9)
-    assert all(c.side and c.side["held_out"] == -(c.reward or 0.0) for pool in beside.candidates for c in pool)
-    assert "held out" in (tmp_path / "beside" / REPORT).read_text()
-
-
-def test_a_side_judge_that_fails_costs_no_candidate(tmp_path: Path, reward: Any, audio_io: AudioIO) -> None:
-    def partly(wav: Tensor, sample_rate: int, prompts: Sequence[str]) -> Tensor:
-        if "harp" in prompts:
-            raise ValueError("no harps")
-        return reward(wav, sample_rate, prompts)
-
-    result = draw(tmp_path, Drafting(), reward, audio_io, BestOfNConfig(num_candidates=2), side_rewards={"x": partly})
-    assert result.summary["failed"] == [] and result.summary["side"]["x"]["num_prompts"] == 2
-
-
-class Doubtful:
-    """A judge whose uncertainty is all of its reward: the lower bound of every clip is 0 but for the quietest."""
-
-    def __call__(self, wav: Tensor, sample_rate: int, prompts: Sequence[str]) -> Tensor:
-        return wav.mean(dim=(1, 2))
-
-    def uncertainty(self, wav: Tensor, sample_rate: int, prompts: Sequence[str]) -> Tensor:
-        return 2 * wav.mean(dim=(1, 2))
-
-
-def test_selection_by_lower_bound(tmp_path: Path, reward: Any, audio_io: AudioIO) -> None:
-    for strategy in ("full", "halving"):
-        config = BestOfNConfig(num_candidates=8, selection="lower-bound", strategy=strategy)  # type: ignore[arg-type]
-        result = draw(tmp_path / strategy, Drafting(), Doubtful(), audio_io, config)
-        for prompt, best in zip(PROMPTS, result.best, strict=True):  # reward - 2 reward is highest for the lowest
-            levels = [Drafting().level(prompt.prompt, seed, 16) for seed in range(8)]
-            assert best is not None and best.candidate == levels.index(min(levels))
-            assert best.uncertainty == pytest.approx(2 * min(levels), abs=1e-6)
-    means = list(results_of(tmp_path / "full")["mean_reward_at_n"].values())
-    assert means == sorted(means, reverse=True) and means[0] > means[-1]
-    with pytest.raises(InputError, match="uncertainty"):
-        draw(tmp_path / "none", Drafting(), reward, audio_io, BestOfNConfig(selection="lower-bound"))

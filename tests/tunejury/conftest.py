@@ -14,13 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tunejury import load_reward
+from tunejury import AnchorCalibration, fit_anchors, load_reward, save_audio
 from tunejury.config import HeadConfig, InputBlock, RewardConfig
 from tunejury.encoders.clap import ClapAudioConfig, ClapAudioEncoder, ClapTextConfig, ClapTextEncoder
 from tunejury.encoders.compact import CompactAudioConfig, CompactTextConfig
 from tunejury.encoders.mert import SHAPE, MertConfig, MertEncoder
 from tunejury.head import RewardHead
+from tunejury.manifest import Item
 from tunejury.model import RewardModel
+
+from .planted_votes import draw_votes
 
 Maker = Callable[..., Tensor]
 
@@ -247,3 +250,18 @@ def released_files(
 def released_judge(released_files: dict[str, Path]) -> RewardModel:
     """The small released reward under the `release` protocol."""
     return load_reward("tunejury", device="cpu", files=released_files)
+
+
+@pytest.fixture
+def items(music: Callable[..., Tensor], tmp_path: Path) -> list[Item]:
+    """Nine clips of three lengths with prompts, in mixed order."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for i in range(9):
+        save_audio(folder / f"{i}.wav", music(i, 16_000, 0.3 + 0.1 * (i % 3)), 16_000)
+    return [Item(folder / f"{i}.wav", ("calm piano", "drums", "")[i % 2]) for i in range(9)]
+
+
+@pytest.fixture(scope="session")
+def fitted() -> AnchorCalibration:
+    return fit_anchors(draw_votes(200))
