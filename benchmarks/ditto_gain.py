@@ -91,7 +91,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     right.set(xlabel="denoiser evaluations per prompt, backward as two", ylabel="mean of the clip kept", xscale="log")
     for axes in (left, right):
         if axes.has_data():
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     figure.savefig(path)
 
 
