@@ -19,6 +19,9 @@ import numpy as np
 import tyro
 from judge_accuracy import Values, agreement, ranks
 
+from tunejury import InputError
+from tunejury.checkpoints import read_json
+
 
 @dataclass(frozen=True)
 class Config:
@@ -66,7 +69,10 @@ def correlation(a: Values, b: Values) -> float:
 
 
 def main(config: Config) -> None:
-    first, second = (json.loads(path.read_text()) for path in config.accuracies)
+    try:
+        first, second = (read_json(path, "result of judge_accuracy.py") for path in config.accuracies)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
     tracks = compare_tracks(first, second)
     rows = [(f"held-out teacher tracks, Spearman ({tracks['tracks']})", tracks["spearman"])]
     rows.append(("held-out teacher tracks, pairs ordered alike", tracks["pairs_margin_over_0"]))

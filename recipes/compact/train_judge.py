@@ -2,7 +2,7 @@
 
     python recipes/compact/train_judge.py --teacher-dir DIR --data-dir data/compact
     python recipes/compact/train_judge.py --teacher-dir DIR --judge compact-b --seed 1 --fit.seed 1
-    python recipes/compact/train_judge.py --teacher-dir DIR --start-from DIR/judge-compact
+    python recipes/compact/train_judge.py --teacher-dir DIR --start-from JUDGE
 
 Everything a run chooses it chooses by cross-validation over the training tracks; the test tracks (one piece in five)
 only give the figures of benchmarks/judge_accuracy.py, which finds their names in benchmarks/judge_held_out.txt. (Which
